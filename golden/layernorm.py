@@ -69,7 +69,8 @@ class LayerNormSpec(Spec):
         if self.variance_bits > 62 or self.numerator_bits > 62:
             raise HwsimError(
                 f"layernorm spec: {self.channels} channels of {self.value_bits} bits need a numerator of "
-                f"{max(self.variance_bits, self.numerator_bits)} bits, above 62; narrow gamma_bits, beta_bits or mantissa_bits"
+                f"{max(self.variance_bits, self.numerator_bits)} bits, above 62; narrow gamma_bits, beta_bits or "
+                "mantissa_bits"
             )
 
     @property

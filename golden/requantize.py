@@ -71,7 +71,8 @@ class RequantizeSpec(Spec):
         highest = self.output_bits + 1 + int(constants["shift"].max(initial=0))
         if highest > 62:
             raise HwsimError(
-                f"requantize: shift {constants['shift'].max()} moves the zero point past 62 bits; use a narrower multiplier"
+                f"requantize: shift {constants['shift'].max()} moves the zero point past 62 bits; "
+                "use a narrower multiplier"
             )
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
@@ -113,6 +114,7 @@ def dyadic_parts(ratio: float, multiplier_bits: int, shift_bits: int = 6) -> tup
         multiplier, shift = multiplier >> 1, shift - 1
     if shift < 0 or multiplier == 0:
         raise HwsimError(
-            f"scale ratio {ratio:.3g} needs a multiplier outside {multiplier_bits} bits with a shift of {shift_bits} bits"
+            f"scale ratio {ratio:.3g} needs a multiplier outside {multiplier_bits} bits "
+            f"with a shift of {shift_bits} bits"
         )
     return multiplier, shift, float(abs(Fraction(multiplier, 2**shift) - exact) / exact)

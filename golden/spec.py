@@ -191,7 +191,10 @@ class Spec:
             if array.shape != description.shape:
                 raise HwsimError(f"{place}constant {name!r} must have shape {description.shape}, not {array.shape}")
             checked[name] = description.format.check(array, f"{place}constant {name!r}")
-        self.prove(checked)
+        try:
+            self.prove(checked)
+        except HwsimError as error:
+            raise HwsimError(f"{where}: {error}" if where else str(error)) from None
         return checked
 
     def to_dict(self) -> dict[str, Any]:

@@ -17,6 +17,13 @@ import numpy as np
 from golden.errors import HwsimError
 from golden.files import write_atomically
 
+# Of the one metadata entry; its value is the manifest as JSON, with a SHA-256 of the rest.
+METADATA_KEY = "vit_hwsim"
+
+
+def _seal(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
+
 
 def checksum(array: np.ndarray) -> str:
     """SHA-256 of the values of an array, row-major and little-endian, in hexadecimal."""
@@ -47,19 +54,18 @@ def save_tensors(
 
     # Not ascontiguousarray, which gives an array without axes one.
     arrays = {name: np.asarray(array, order="C") for name, array in arrays.items()}
-    text = json.dumps(
-        {
-            "format_version": version,
-            "header": header,
-            "arrays": {
-                name: {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": checksum(array)}
-                for name, array in arrays.items()
-            },
+    manifest = {
+        "purpose": purpose,
+        "format_version": version,
+        "header": json.loads(json.dumps(header)),  # as it will be read: keys are text, tuples are lists
+        "arrays": {
+            name: {"dtype": str(array.dtype), "shape": list(array.shape), "sha256": checksum(array)}
+            for name, array in arrays.items()
         },
-        sort_keys=True,
-    )
-    metadata = {"vit_hwsim": purpose, "manifest": text, "manifest_sha256": hashlib.sha256(text.encode()).hexdigest()}
-    write_atomically(path, save(arrays, metadata=metadata))
+    }
+    # safetensors writes several entries in random order; one keeps the file the same byte for byte.
+    sealed = json.dumps({**manifest, "sha256": _seal(manifest)}, sort_keys=True)
+    write_atomically(path, save(arrays, metadata={METADATA_KEY: sealed}))
 
 
 def load_tensors(path: Path, purpose: str, version: int, remedy: str) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
@@ -97,16 +103,19 @@ def load_tensors(path: Path, purpose: str, version: int, remedy: str) -> tuple[d
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     except (SafetensorError, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise refuse(f"truncated, damaged or not a {purpose} file ({error})") from None
-    if metadata.get("vit_hwsim") != purpose:
+    if METADATA_KEY not in metadata:
         raise refuse(f"a safetensors file, but not a {purpose} file")
-    text = metadata.get("manifest", "")
-    if hashlib.sha256(text.encode()).hexdigest() != metadata.get("manifest_sha256"):
-        raise refuse("the checksum of the manifest does not match, the file was altered or damaged")
     try:
-        manifest = json.loads(text)
+        manifest = json.loads(metadata[METADATA_KEY])
+        if manifest.pop("sha256", None) != _seal(manifest):
+            raise refuse("the checksum of the manifest does not match, the file was altered or damaged")
         found, header, described = manifest["format_version"], manifest["header"], dict(manifest["arrays"])
         described = {name: (entry["dtype"], entry["shape"], entry["sha256"]) for name, entry in described.items()}
-    except (KeyError, TypeError, ValueError) as error:
+        if manifest["purpose"] != purpose:
+            raise refuse(f"a {manifest['purpose']} file, not a {purpose} file")
+    except HwsimError:
+        raise
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise refuse(f"malformed manifest ({error!r})") from None
     if found != version:
         raise refuse(f"format_version is {found!r}, this package reads {version}")

@@ -1,0 +1,1 @@
+"""Fully quantized Vision Transformers as integer programs: calibration, execution, reports."""

@@ -1,0 +1,57 @@
+"""The command line ``hwsim``. Heavy libraries are imported inside the commands."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+from golden import __version__
+from golden.errors import HwsimError
+from hwsim.cli.calibrate import audit_command, calibrate_command
+from hwsim.cli.demo import demo_command
+from hwsim.cli.hardware import cosim_command, rtl_command
+from hwsim.cli.run import dump_command, evaluate_command, show_command
+from hwsim.cli.train import train_command
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+@click.version_option(__version__, prog_name="hwsim")
+def cli() -> None:
+    """Bit-accurate simulation and RTL co-design of fully quantized Vision Transformers.
+
+    A float network is calibrated to an integer program; the program runs bit-accurately, its
+    units become Verilog, and cosimulation shows that both compute the same bits. Without a
+    network or program, every command works on the embedded network (a ViT for Fashion-MNIST).
+    """
+
+
+for command in (
+    demo_command,
+    calibrate_command,
+    evaluate_command,
+    audit_command,
+    show_command,
+    dump_command,
+    rtl_command,
+    cosim_command,
+    train_command,
+):
+    cli.add_command(command)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: one line and status 2 for bad input, 130 for an interrupt."""
+    try:
+        cli.main(args=arguments, prog_name="hwsim", standalone_mode=False)
+    except HwsimError as error:
+        click.echo(f"hwsim: {error}", err=True)
+        sys.exit(2)
+    except click.exceptions.Exit as error:
+        sys.exit(error.exit_code)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        click.echo("hwsim: interrupted", err=True)
+        sys.exit(130)

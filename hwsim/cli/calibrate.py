@@ -1,0 +1,153 @@
+"""``hwsim calibrate`` and ``hwsim audit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hwsim.cli.display import progress, table
+from hwsim.cli.source import BUILD, calibration_source, evaluation_images, make_recipe, network_options, recipe_options
+
+if TYPE_CHECKING:
+    from hwsim.data import ImageSet
+    from hwsim.networks.graph import FloatGraph
+    from hwsim.program import Program
+    from hwsim.quantize.calibrate import Calibration
+    from hwsim.quantize.recipe import Recipe
+
+
+def calibrated(graph: FloatGraph, images: ImageSet, recipe: Recipe) -> tuple[Calibration, Program]:
+    """Calibrate and lower, with a progress bar."""
+    from hwsim.quantize.calibrate import calibrate
+    from hwsim.quantize.lower import lower
+
+    with progress(f"calibrating {graph.name}", len(images.images)) as done:
+        calibration = calibrate(graph, images.images, recipe, progress=done)
+    return calibration, lower(calibration)
+
+
+@click.command("calibrate")
+@network_options
+@recipe_options
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Program file.  [default: build/programs/NETWORK-RECIPE.safetensors]",
+)
+def calibrate_command(
+    network: str,
+    checkpoint: Path | None,
+    architecture: str | None,
+    data: Path | None,
+    images: int | None,
+    output: Path | None,
+    **recipe_values: Any,
+) -> None:
+    """Turn a float network into an integer program.
+
+    NETWORK is "embedded" or a timm model name (weights from --checkpoint, or timm's download);
+    CHECKPOINT is a local file whose name begins with the timm model name. The worst error of the
+    integer multipliers is printed for each kind of unit.
+    """
+    from hwsim.program import save_program
+
+    recipe = make_recipe(**recipe_values)
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images)
+    _, program = calibrated(graph, image_set, recipe)
+    path = output or BUILD / "programs" / f"{graph.name}-{recipe.name.replace(' ', '-').replace('/', '-')}.safetensors"
+    save_program(program, path)
+    rows: dict[str, list[Any]] = {}
+    for node in program.nodes:
+        row = rows.setdefault(node.spec.kind, [node.spec.kind, 0, 0, 0.0, 0.0])
+        row[1] += 1
+        requantize = getattr(node.spec, "requantize", None)
+        row[2] = max(row[2], requantize.input.bits if requantize else 0)
+        errors = program.header["lowering"].get(node.name, {})
+        row[3] = max(row[3], errors.get("relative_error", 0.0) * 1e6)
+        row[4] = max(row[4], errors.get("steps", 0.0))
+    title = f"{graph.name}, {recipe.name}, {len(image_set.images)} calibration images"
+    columns = ("unit", "nodes", "accumulator bits", "worst multiplier error (ppm)", "in output steps")
+    table(columns, rows.values(), title=title)
+    click.echo(f"program: {path}")
+
+
+@click.command("audit")
+@network_options
+@recipe_options
+@click.option(
+    "--on",
+    "on_data",
+    type=click.Path(path_type=Path),
+    help="Folder of images to compare on.  [default: the embedded test set]",
+)
+@click.option("--on-images", type=click.IntRange(1), default=200, show_default=True, help="Images to compare on.")
+@click.option("--points/--summary", default=True, help="A line for every point of the graph, or for each unit.")
+def audit_command(
+    network: str,
+    checkpoint: Path | None,
+    architecture: str | None,
+    data: Path | None,
+    images: int | None,
+    on_data: Path | None,
+    on_images: int,
+    points: bool,
+    **recipe_values: Any,
+) -> None:
+    """Compare the integer program with the published fake-quantized network.
+
+    Calibrates like `hwsim calibrate`, then compares codes at every point of the graph, in output
+    steps: "local" gives each integer unit the fake-quantized network's own codes, "end to end"
+    runs both networks from the image. Also top-1 of both and of the float network.
+    """
+    from hwsim.audit import audit
+
+    recipe = make_recipe(**recipe_values)
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images)
+    calibration, program = calibrated(graph, image_set, recipe)
+    chosen = evaluation_images(program, on_data, on_images)
+    with progress("auditing", len(chosen.images)) as done:
+        result = audit(calibration, program, chosen.images, chosen.labels, progress=done)
+    columns = (
+        "point",
+        "unit",
+        "codes",
+        "local equal %",
+        "local mean",
+        "local max",
+        "end-to-end mean",
+        "end-to-end max",
+    )
+    rows = [
+        (
+            point.point,
+            point.unit,
+            point.local.compared,
+            point.local.share_equal * 100,
+            point.local.mean,
+            point.local.largest,
+            point.end_to_end.mean,
+            point.end_to_end.largest,
+        )
+        for point in result.points
+    ]
+    if not points:
+        rows = _worst_of_each_unit(rows)
+    table(columns, rows, title=f"{graph.name}, {recipe.name}: integer minus fake-quantized codes, in steps")
+    if result.integer_top1 is not None:
+        click.echo(
+            f"top-1 on {result.images} images: float {result.float_top1:.2f} %, "
+            f"fake-quantized {result.fake_quant_top1:.2f} %, integer {result.integer_top1:.2f} %"
+        )
+    click.echo(f"same prediction as the fake-quantized network: {100 * result.same_prediction:.2f} %")
+
+
+def _worst_of_each_unit(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:
+    """The point of each unit with the largest local mean difference."""
+    worst: dict[str, tuple[Any, ...]] = {}
+    for row in rows:
+        if row[1] not in worst or row[4] > worst[row[1]][4]:
+            worst[row[1]] = row
+    return list(worst.values())

@@ -1,0 +1,207 @@
+"""Options that several commands share: network, data, recipe, program, images."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from golden.errors import HwsimError
+
+if TYPE_CHECKING:
+    from hwsim.data import ImageSet
+    from hwsim.networks.graph import FloatGraph
+    from hwsim.program import Program
+    from hwsim.quantize.recipe import Recipe
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+BUILD = Path("build")
+EMBEDDED = "embedded"
+
+
+def with_options(*options: Callable[[Any], Any]) -> Callable[[Command], Command]:
+    """Apply click options in reading order."""
+
+    def apply(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return apply
+
+
+network_options = with_options(
+    click.argument("network", default=EMBEDDED, metavar="[NETWORK|CHECKPOINT]"),
+    click.option(
+        "--checkpoint", type=click.Path(path_type=Path), help="Local weights of NETWORK (safetensors or torch)."
+    ),
+    click.option("--architecture", help="timm model of a CHECKPOINT whose file name does not tell."),
+    click.option("--data", type=click.Path(path_type=Path), help="Folder of calibration images."),
+    click.option("--images", type=click.IntRange(1), help="Calibration images.  [default: all, at most 1000]"),
+)
+
+recipe_options = with_options(
+    click.option("--recipe", default="fq-vit", show_default=True, help="Published system."),
+    click.option("--bits", default="8/8/4", show_default=True, help="Widths of weights/activations/attention."),
+    click.option("--pts/--no-pts", default=True, show_default=True, help="Power-of-two scales at LayerNorm inputs."),
+    click.option(
+        "--attention",
+        default="auto",
+        show_default=True,
+        help="Quantizer of the softmax: auto, lis, uniform or adalog; auto is lis up to 5 bits, uniform above.",
+    ),
+    click.option("--batch", default=100, show_default=True, type=click.IntRange(1), help="Images a calibration batch."),
+    click.option(
+        "--set",
+        "lowering",
+        multiple=True,
+        metavar="FIELD=VALUE",
+        help="A width of the integer program, such as hidden_bits=12.",
+    ),
+)
+
+program_option = click.option(
+    "--program",
+    "program_path",
+    type=click.Path(path_type=Path),
+    help="Program file.  [default: the embedded network, calibrated when needed and kept under build/]",
+)
+
+evaluation_options = with_options(
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        help="Folder of images in class folders.  [default: the embedded test set]",
+    ),
+    click.option("--images", type=click.IntRange(1), help="At most this many images."),
+)
+
+
+def make_recipe(recipe: str, bits: str, pts: bool, attention: str, batch: int, lowering: tuple[str, ...]) -> Recipe:
+    """The recipe that the options describe.
+
+    Raises
+    ------
+    HwsimError
+        Unknown recipe or field, or a value out of range.
+    """
+    from dataclasses import fields
+
+    from hwsim.quantize.recipe import RECIPES, Lowering
+
+    if recipe not in RECIPES:
+        raise HwsimError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
+    kinds = {field.name: field.type for field in fields(Lowering)}
+    values: dict[str, Any] = {}
+    for setting in lowering:
+        name, _, value = setting.partition("=")
+        if name not in kinds:
+            raise HwsimError(f"--set {setting}: there is no field {name!r}; choose one of {', '.join(kinds)}")
+        try:
+            values[name] = value if kinds[name] == "str" else int(value)
+        except ValueError:
+            raise HwsimError(f"--set {setting}: {name} must be an integer, not {value!r}") from None
+    return RECIPES[recipe](bits, pts=pts, attention=attention, calibration_batch=batch, lowering=Lowering(**values))
+
+
+def read_folder(
+    folder: Path, image_size: tuple[int, int, int], crop_ratio: float, classes: int | None, limit: int | None
+) -> ImageSet:
+    """An image folder with a progress bar."""
+    from hwsim.cli.display import progress
+    from hwsim.data import load_folder
+
+    with progress(f"reading {folder}", limit or 0) as done:
+        return load_folder(folder, image_size, crop_ratio=crop_ratio, classes=classes, limit=limit, progress=done)
+
+
+def calibration_source(
+    network: str, checkpoint: Path | None, architecture: str | None, data: Path | None, images: int | None
+) -> tuple[FloatGraph, ImageSet]:
+    """Float network and calibration images of the options.
+
+    Raises
+    ------
+    HwsimError
+        A network or data set that is not there or does not fit.
+    """
+    from hwsim.networks.load import load_network
+
+    graph = load_network(network, checkpoint=checkpoint, architecture=architecture)
+    limit = images or 1000
+    if data is None:
+        if network != EMBEDDED:
+            raise HwsimError(f"{network}: give calibration images with --data FOLDER")
+        return graph, embedded_calibration_set().head(limit)
+    return graph, read_folder(data, graph.image_size, graph.crop_ratio, None, limit)
+
+
+def embedded_calibration_set() -> ImageSet:
+    """The calibration images that the package ships."""
+    from hwsim.networks import embedded
+
+    return embedded.load_calibration_set()
+
+
+def evaluation_images(program: Program, data: Path | None, images: int | None) -> ImageSet:
+    """Labelled images for a program: a folder, or the embedded test set.
+
+    Raises
+    ------
+    HwsimError
+        A network other than the embedded one without a folder, or a folder that does not fit.
+    """
+    if data is None:
+        from hwsim.networks import embedded
+
+        if program.network != EMBEDDED:
+            raise HwsimError(f"{program.network}: give images with --data FOLDER")
+        return embedded.load_test_set().head(images)
+    classes = int(program.header["classes"])
+    return read_folder(data, program.image_size, float(program.header["crop_ratio"]), classes, images)
+
+
+def open_program(path: Path | None) -> Program:
+    """The program file, or the embedded network's, calibrated by the default recipe when it is not there yet.
+
+    Raises
+    ------
+    HwsimError
+        The file is missing or not a valid program.
+    """
+    from golden import __version__
+    from hwsim.program import load_program, save_program
+
+    if path is not None:
+        return load_program(path)
+    path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{__version__}.safetensors"
+    if not path.exists():
+        from hwsim.quantize.calibrate import calibrate
+        from hwsim.quantize.lower import lower
+        from hwsim.quantize.recipe import fq_vit
+
+        click.echo(f"calibrating the embedded network (8/8/4), kept as {path}", err=True)
+        graph, images = calibration_source(EMBEDDED, None, None, None, None)
+        save_program(lower(calibrate(graph, images.images, fq_vit())), path)
+    return load_program(path)
+
+
+def parse_images(text: str) -> list[int]:
+    """Image indices such as ``0,3,10-12``.
+
+    Raises
+    ------
+    HwsimError
+        Not such a list.
+    """
+    chosen: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        try:
+            chosen.extend(range(int(first), int(last or first) + 1))
+        except ValueError:
+            raise HwsimError(f"images must be indices such as 0,3,10-12, not {text!r}") from None
+    return chosen

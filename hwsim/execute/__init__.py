@@ -1,0 +1,114 @@
+"""Executors: run integer programs; all give the same bits as the reference."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping
+
+import numpy as np
+
+from golden.errors import HwsimError
+from golden.spec import Spec
+from hwsim.program import INPUT, Node, Program
+
+BACKENDS = ("numba", "reference")
+
+Kernel = Callable[..., np.ndarray]
+
+
+class Executor:
+    """A program made ready to run.
+
+    Parameters
+    ----------
+    program : Program
+    backend : {"numba", "reference"}
+
+    Raises
+    ------
+    HwsimError
+        Unknown backend.
+    """
+
+    def __init__(self, program: Program, backend: str = "numba") -> None:
+        self.program = program
+        self.backend = backend
+        kernel_of = _kernel_factory(backend)
+        self.kernels = [(node, kernel_of(node)) for node in program.nodes]
+        uses = [name for node in program.nodes for name in node.inputs]
+        self._last_use = {
+            name: max(i for i, node in enumerate(program.nodes) if name in node.inputs) for name in set(uses)
+        }
+
+    def run(self, images: np.ndarray, keep: Collection[str] | None = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Run one batch of images.
+
+        Parameters
+        ----------
+        images : ndarray of uint8 [N, H, W, C]
+        keep : collection of str or None
+            Nodes whose outputs to return; None keeps all.
+
+        Returns
+        -------
+        logits : ndarray of unsigned codes [N, classes]
+        kept : dict of str to ndarray
+            Outputs of the kept nodes, batch axis first.
+        """
+        self.program.check_images(images)
+        values: dict[str, np.ndarray] = {INPUT: images}
+        kept: dict[str, np.ndarray] = {}
+        output = images
+        for index, (node, kernel) in enumerate(self.kernels):
+            output = kernel(*(values[name] for name in node.inputs))
+            values[node.name] = output
+            if keep is None or node.name in keep:
+                kept[node.name] = np.broadcast_to(output, (len(images), *output.shape[1:]))
+            for name in node.inputs:
+                if self._last_use[name] == index:
+                    values.pop(name, None)
+        return output.reshape(len(images), -1), kept
+
+    def predict(
+        self, images: np.ndarray, *, batch: int = 64, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Logit codes [N, classes] of any number of images, batch by batch.
+
+        Parameters
+        ----------
+        images : ndarray of uint8 [N, H, W, C]
+        batch : int
+        progress : callable, optional
+            Called with the number of images after each batch.
+        """
+        parts = []
+        for start in range(0, len(images), batch):
+            part = images[start : start + batch]
+            parts.append(self.run(part)[0])
+            if progress is not None:
+                progress(len(part))
+        if not parts:
+            raise HwsimError("there is no image to run")
+        return np.concatenate(parts)
+
+
+def _kernel_factory(backend: str) -> Callable[[Node], Kernel]:
+    if backend == "reference":
+        return _reference_kernel
+    if backend == "numba":
+        from hwsim.execute.numba_kernels import KERNELS
+
+        def fast(node: Node) -> Kernel:
+            factory: Callable[[Spec, Mapping[str, np.ndarray]], Kernel] | None = KERNELS.get(node.spec.kind)
+            return _reference_kernel(node) if factory is None else factory(node.spec, node.constants)
+
+        return fast
+    raise HwsimError(f"unknown executor {backend!r}; choose one of {', '.join(BACKENDS)}")
+
+
+def _reference_kernel(node: Node) -> Kernel:
+    return lambda *inputs: node.spec.compute(node.constants, *inputs)
+
+
+def top1(logits: np.ndarray, labels: np.ndarray) -> float:
+    """Top-1 accuracy in percent; of equal logits the lowest class counts."""
+    return float((logits.argmax(axis=1) == labels).mean() * 100)

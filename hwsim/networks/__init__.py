@@ -1,0 +1,1 @@
+"""Float networks: where they come from, what their checkpoints hold, and the shipped embedded one."""

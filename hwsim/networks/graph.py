@@ -1,0 +1,132 @@
+"""Float graph: a network as a list of operations with named points, before quantization.
+
+Recipes attach quantizers to the points; the lowering turns each node into a unit
+of the integer program. Holds NumPy arrays only; `hwsim.networks.interpret` runs it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from golden.errors import HwsimError
+
+# What an operation needs besides its inputs: parameters (arrays) and attributes.
+OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "image": ((), ()),
+    "patches": ((), ("size",)),
+    "linear": (("weight", "bias"), ()),
+    "constant": (("value",), ()),
+    "concat": ((), ()),
+    "add": ((), ()),
+    "layernorm": (("weight", "bias"), ("eps",)),
+    "split_heads": ((), ("heads", "part", "parts")),
+    "transpose": ((), ()),
+    "matmul": ((), ("scale",)),
+    "softmax": ((), ()),
+    "merge_heads": ((), ()),
+    "gelu": ((), ()),
+    "take_token": ((), ("index",)),
+}
+
+
+# Operations that move values and leave them on the grid of their input.
+MOVEMENTS = frozenset({"patches", "split_heads", "transpose", "merge_heads", "take_token"})
+
+
+@dataclass(frozen=True)
+class FloatNode:
+    """One operation and the point at its output.
+
+    Parameters
+    ----------
+    name : str
+        Unique; follows timm's module names where there is one.
+    operation : str
+        A key of `OPERATIONS`.
+    role : str
+        What kind of point the output is ("residual", "scores", ...); recipes choose the
+        quantizer by it. Empty for points that no recipe quantizes (data movement).
+    inputs : tuple of str
+        Names of the operands.
+    parameters : mapping of str to float32 array
+    attributes : mapping of str to int or float
+    """
+
+    name: str
+    operation: str
+    role: str = ""
+    inputs: tuple[str, ...] = ()
+    parameters: Mapping[str, np.ndarray] = field(default_factory=dict)
+    attributes: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        parameters, attributes = OPERATIONS[self.operation]
+        if set(self.parameters) != set(parameters) or set(self.attributes) != set(attributes):
+            raise TypeError(f"{self.name}: {self.operation} takes {parameters} and {attributes}")
+
+
+@dataclass(frozen=True)
+class FloatGraph:
+    """A float network: nodes in execution order, the last one gives the logits.
+
+    Parameters
+    ----------
+    name : str
+        Name of the network.
+    nodes : tuple of FloatNode
+    image_size : tuple of int
+        Height, width, channels of the uint8 input image.
+    mean, std : tuple of float
+        Normalisation a channel: ``(pixel / 255 - mean) / std``.
+    classes : int
+    crop_ratio : float
+        Side of the centre crop over that of the resized image, for data sets of other sizes.
+    """
+
+    name: str
+    nodes: tuple[FloatNode, ...]
+    image_size: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    classes: int
+    crop_ratio: float = 1.0
+
+    def __post_init__(self) -> None:
+        seen: set[str] = set()
+        for node in self.nodes:
+            missing = [name for name in node.inputs if name not in seen]
+            if missing or node.name in seen:
+                raise TypeError(f"{node.name}: duplicate name or input before its definition: {missing}")
+            seen.add(node.name)
+
+    def __getitem__(self, name: str) -> FloatNode:
+        return next(node for node in self.nodes if node.name == name)
+
+    def source(self, name: str) -> FloatNode:
+        """The node whose point decides the codes at `name`: itself, or what it moves."""
+        node = self[name]
+        while node.operation in MOVEMENTS:
+            node = self[node.inputs[0]]
+        return node
+
+    def check_finite(self) -> None:
+        """Refuse NaN and infinity in the parameters.
+
+        Raises
+        ------
+        HwsimError
+            Names the parameter and the first bad index.
+        """
+        for node in self.nodes:
+            for name, array in node.parameters.items():
+                bad = ~np.isfinite(array)
+                if bad.any():
+                    index = tuple(int(i) for i in np.argwhere(bad)[0])
+                    raise HwsimError(
+                        f"{self.name}: parameter {node.name}.{name}{list(index)} is {array[index]}; "
+                        "the checkpoint is damaged, use another"
+                    )

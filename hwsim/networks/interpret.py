@@ -1,0 +1,167 @@
+"""Run a float graph in torch, with hooks where recipes observe and quantize."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from golden.errors import HwsimError
+from golden.rearrange import merge_heads, patches, split_heads
+from hwsim.networks.graph import FloatGraph, FloatNode
+from hwsim.program import check_images
+
+# (node, its parameters as tensors, its operands) -> value
+Operation = Callable[[FloatNode, Mapping[str, Tensor], Sequence[Tensor]], Tensor]
+
+
+def _image(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    return operands[0]
+
+
+def _matmul(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    product = operands[0] @ operands[1]
+    scale = node.attributes["scale"]
+    return product if scale == 1.0 else product * scale
+
+
+def _concat(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    batch = max(len(part) for part in operands)
+    return torch.cat([part.expand(batch, *part.shape[1:]) for part in operands], dim=1)
+
+
+def _layernorm(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    (x,) = operands
+    return functional.layer_norm(x, x.shape[-1:], parameters["weight"], parameters["bias"], node.attributes["eps"])
+
+
+def _take_token(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    index = node.attributes["index"]
+    return operands[0][:, index : index + 1]
+
+
+FLOAT_OPERATIONS: dict[str, Operation] = {
+    "image": _image,
+    "patches": lambda node, parameters, operands: patches(operands[0], node.attributes["size"]),
+    "linear": lambda node, parameters, operands: functional.linear(
+        operands[0], parameters["weight"], parameters["bias"]
+    ),
+    "constant": lambda node, parameters, operands: parameters["value"][None],
+    "concat": _concat,
+    "add": lambda node, parameters, operands: operands[0] + operands[1],
+    "layernorm": _layernorm,
+    "split_heads": lambda node, parameters, operands: split_heads(operands[0], **node.attributes),
+    "transpose": lambda node, parameters, operands: operands[0].swapaxes(-1, -2),
+    "matmul": _matmul,
+    "softmax": lambda node, parameters, operands: operands[0].softmax(dim=-1),
+    "merge_heads": lambda node, parameters, operands: merge_heads(operands[0]),
+    "gelu": lambda node, parameters, operands: functional.gelu(operands[0]),
+    "take_token": _take_token,
+}
+
+
+def normalised_pixels(graph: FloatGraph) -> np.ndarray:
+    """Network input of every pixel value, float32 ``[channels, 256]``: ``(p/255 - mean)/std`` in float32 steps."""
+    pixels = np.arange(256, dtype=np.float32) / np.float32(255)
+    mean = np.array(graph.mean, np.float32)[:, None]
+    std = np.array(graph.std, np.float32)[:, None]
+    return (pixels - mean) / std
+
+
+class Interpreter:
+    """A float graph on a torch device.
+
+    Parameters
+    ----------
+    graph : FloatGraph
+    device : str or torch.device
+    """
+
+    def __init__(self, graph: FloatGraph, device: str | torch.device = "cpu") -> None:
+        self.graph = graph
+        self.device = torch.device(device)
+        self.parameters: dict[str, dict[str, Tensor]] = {
+            node.name: {name: torch.from_numpy(array).to(self.device) for name, array in node.parameters.items()}
+            for node in graph.nodes
+        }
+        self._pixels = torch.from_numpy(normalised_pixels(graph)).to(self.device)
+
+    def load(self, images: np.ndarray) -> Tensor:
+        """Normalised float32 images [N, H, W, C] of uint8 ones."""
+        check_images(self.graph.name, self.graph.image_size, images)
+        pixels = torch.from_numpy(images).to(self.device).int()
+        channel = torch.arange(images.shape[-1], device=self.device)
+        return self._pixels[channel, pixels]
+
+    @torch.inference_mode()
+    def run(
+        self,
+        images: np.ndarray,
+        *,
+        after: Callable[[FloatNode, Tensor], Tensor] | None = None,
+        operations: Mapping[str, Operation] | None = None,
+        parameters: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:
+        """Logits [N, classes] of a batch of uint8 images.
+
+        Parameters
+        ----------
+        images : ndarray of uint8 [N, H, W, C]
+        after : callable, optional
+            Called with every node and its value; what it returns goes on.
+        operations : mapping, optional
+            Replacements by node name, for operations that quantize inside.
+        parameters : mapping, optional
+            Replacements by node name, for quantized weights.
+        """
+        values: dict[str, Tensor] = {}
+        remaining = dict.fromkeys((node.name for node in self.graph.nodes), 0)
+        for node in self.graph.nodes:
+            for name in node.inputs:
+                remaining[name] += 1
+        value = self.load(images)
+        for node in self.graph.nodes:
+            operands = [values[name] for name in node.inputs] or [value]
+            tensors = {**self.parameters[node.name], **(parameters or {}).get(node.name, {})}
+            operation = (operations or {}).get(node.name, FLOAT_OPERATIONS[node.operation])
+            value = operation(node, tensors, operands)
+            if after is not None:
+                value = after(node, value)
+            values[node.name] = value
+            for name in node.inputs:
+                remaining[name] -= 1
+                if not remaining[name]:
+                    del values[name]
+        return value.reshape(len(value), -1)
+
+
+def batches(count: int, size: int) -> list[slice]:
+    """Consecutive slices of at most `size` that cover ``count`` items."""
+    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def predict(interpreter: Interpreter, images: np.ndarray, *, batch: int = 64, **hooks: Any) -> np.ndarray:
+    """Float logits [N, classes] as NumPy, batch by batch."""
+    parts = [interpreter.run(images[part], **hooks).cpu().numpy() for part in batches(len(images), batch)]
+    return np.concatenate(parts)
+
+
+def check_activation(network: str, node: FloatNode, value: Tensor) -> None:
+    """Refuse NaN and infinity in an activation.
+
+    Raises
+    ------
+    HwsimError
+        Names the point and the first bad index.
+    """
+    # A sum is one cheap pass; NaN and infinity always show in it.
+    if not torch.isfinite(value.sum()) and not torch.isfinite(value).all():
+        index = [int(i) for i in (~torch.isfinite(value)).nonzero()[0]]
+        raise HwsimError(
+            f"{network}: the activation {node.name}{index} is not finite during calibration; "
+            "check the checkpoint and the calibration images"
+        )

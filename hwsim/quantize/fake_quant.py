@@ -1,0 +1,115 @@
+"""The published fake-quantized network: floats that lie on the grids, as the released code computes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hwsim.networks.graph import FloatNode
+from hwsim.networks.interpret import Interpreter, Operation, batches
+from hwsim.quantize.calibrate import Calibration
+from hwsim.quantize.grids import Log2Grid, PowerOfTwoGrid, UniformGrid
+from hwsim.quantize.softmax import log_int_softmax
+
+
+class FakeQuantNetwork:
+    """A calibrated network in fake-quantized floats.
+
+    Parameters
+    ----------
+    calibration : Calibration
+    device : str
+    """
+
+    def __init__(self, calibration: Calibration, device: str = "cpu") -> None:
+        self.calibration = calibration
+        self.interpreter = Interpreter(calibration.graph, device)
+        self._parameters: dict[str, dict[str, Tensor]] = {}
+        self._operations: dict[str, Operation] = {}
+        for node in calibration.graph.nodes:
+            if node.operation == "linear":
+                codes, scale = calibration.quantized_weight(node)
+                weight = torch.from_numpy((codes * scale[:, None]).astype(np.float32))
+                self._parameters[node.name] = {"weight": weight.to(self.interpreter.device)}
+            elif node.operation == "layernorm":
+                incoming = calibration.grid(node.inputs[0])
+                if isinstance(incoming, PowerOfTwoGrid):
+                    outgoing = calibration.uniform_grid(node.name)
+                    self._operations[node.name] = partial(_integer_layernorm, incoming, outgoing)
+            elif node.operation == "softmax":
+                attention = calibration.grid(node.name)
+                if isinstance(attention, Log2Grid):
+                    scores = calibration.uniform_grid(node.inputs[0])
+                    self._operations[node.name] = partial(_log_int_softmax, scores, attention)
+
+    def run(self, images: np.ndarray, codes: dict[str, np.ndarray] | None = None) -> np.ndarray:
+        """Logits, float32 [N, classes], of a batch of uint8 images.
+
+        Parameters
+        ----------
+        images : ndarray of uint8 [N, H, W, C]
+        codes : dict, optional
+            Filled with the codes of every point, int64 arrays by node name.
+        """
+
+        def quantize(node: FloatNode, value: Tensor) -> Tensor:
+            grid = self.calibration.grids.get(node.name)
+            if grid is None or node.role == "hidden":
+                return value
+            if isinstance(grid, Log2Grid):
+                code = torch.where(value > 0, -torch.log2(value), grid.zero_symbol)
+            else:
+                code = grid.codes(value)
+            if codes is not None:
+                codes[node.name] = code.cpu().numpy().astype(np.int64)
+            return value if isinstance(grid, Log2Grid) else grid.values(code)
+
+        logits = self.interpreter.run(images, after=quantize, operations=self._operations, parameters=self._parameters)
+        return logits.cpu().numpy()
+
+    def predict(
+        self, images: np.ndarray, *, batch: int = 64, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """Logits, float32 [N, classes], batch by batch."""
+        parts = []
+        for part in batches(len(images), batch):
+            parts.append(self.run(images[part]))
+            if progress is not None:
+                progress(part.stop - part.start)
+        return np.concatenate(parts)
+
+
+def _log_int_softmax(
+    scores: UniformGrid, grid: Log2Grid, node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]
+) -> Tensor:
+    return grid.values(log_int_softmax(scores.codes(operands[0]), scores.scale, grid.bits))
+
+
+def _integer_layernorm(
+    incoming: PowerOfTwoGrid,
+    outgoing: UniformGrid,
+    node: FloatNode,
+    parameters: Mapping[str, Tensor],
+    operands: Sequence[Tensor],
+) -> Tensor:
+    """FQ-ViT's QIntLayerNorm in its integer mode (algorithms 1.4), sums in float64."""
+    (x,) = operands
+    channels = x.shape[-1]
+    gamma, beta = (parameters[name].double() for name in ("weight", "bias"))
+    scales = torch.from_numpy(incoming.scales(channels)).to(x.device)
+    smallest = scales.min()
+    integer = (x.double() / scales).round() * (scales / smallest).round()
+    s1 = integer.sum(dim=-1, keepdim=True)
+    variance = channels * integer.square().sum(dim=-1, keepdim=True) - s1.square()
+    root = variance.clamp(min=1).sqrt()
+    slope = channels * gamma / (root * outgoing.scale)
+    shift = (7 - torch.floor(torch.log2(slope.abs()))).clamp(0, 31)
+    mantissa = torch.floor(slope.abs() * torch.exp2(shift)).clamp(0, 255)
+    offset = ((beta - s1 / root * gamma) / outgoing.scale * torch.exp2(shift)).round()
+    y = ((slope.sign() * mantissa * integer + offset) / torch.exp2(shift)).round()
+    # A constant row, undefined in the released code, gives beta.
+    return (torch.where(variance > 0, y, (beta / outgoing.scale).round()) * outgoing.scale).float()

@@ -1,0 +1,97 @@
+"""Fixtures: a very small random ViT, quantized, for tests that need a network but not a good one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from hwsim.networks.graph import FloatGraph
+from hwsim.program import Program
+from hwsim.quantize.calibrate import Calibration
+
+SMALL = {
+    "img_size": 16,
+    "patch_size": 4,
+    "in_chans": 3,
+    "num_classes": 7,
+    "embed_dim": 24,
+    "depth": 2,
+    "num_heads": 2,
+    "mlp_ratio": 2,
+}
+
+
+def small_model(**changes: Any) -> Any:
+    """A timm VisionTransformer with seeded random weights, spread so that its activations have outliers."""
+    import torch
+    from timm.models.vision_transformer import VisionTransformer
+
+    torch.manual_seed(0)
+    model = VisionTransformer(**{**SMALL, **changes}).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "norm" in name and name.endswith("weight"):
+                parameter.copy_(torch.empty_like(parameter).log_normal_(0, 0.5))
+            elif "norm" in name or name.endswith("bias"):
+                parameter.normal_(0, 0.2)
+            elif parameter.ndim >= 2:
+                parameter.mul_(3)
+    return model
+
+
+@pytest.fixture(scope="session")
+def small_graph() -> FloatGraph:
+    from hwsim.networks.vision_transformer import vision_transformer_graph
+
+    return vision_transformer_graph(small_model(), "small", mean=(0.52, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+@pytest.fixture(scope="session")
+def small_images() -> np.ndarray:
+    rng = np.random.default_rng(1)
+    blocks = rng.integers(0, 256, (24, 4, 4, 3)).repeat(4, axis=1).repeat(4, axis=2)
+    return np.clip(blocks + rng.integers(-30, 31, (24, 16, 16, 3)), 0, 255).astype(np.uint8)
+
+
+def quantize_small(graph: FloatGraph, images: np.ndarray, bits: str, **options: Any) -> tuple[Calibration, Program]:
+    from hwsim.quantize.calibrate import calibrate
+    from hwsim.quantize.lower import lower
+    from hwsim.quantize.recipe import fq_vit
+
+    calibration = calibrate(graph, images, fq_vit(bits, calibration_batch=8, **options))
+    return calibration, lower(calibration)
+
+
+RECIPES = {
+    "8/8/4": {},
+    "8/8/8": {},
+    "8/8/4 plain": {"pts": False},
+    "8/8/4 adalog": {"attention": "adalog"},
+    "6/6/3": {},
+}
+
+
+@pytest.fixture(scope="session", params=RECIPES)
+def quantized(
+    request: pytest.FixtureRequest, small_graph: FloatGraph, small_images: np.ndarray
+) -> tuple[Calibration, Program]:
+    """The small network by each recipe."""
+    return quantize_small(small_graph, small_images, request.param.split()[0], **RECIPES[request.param])
+
+
+@pytest.fixture(scope="session")
+def small_program(small_graph: FloatGraph, small_images: np.ndarray) -> Program:
+    """The small network at 8/8/4."""
+    return quantize_small(small_graph, small_images, "8/8/4")[1]
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Real weights and ImageNet images beside the checkout; tests that need them skip without."""
+    folder = Path(__file__).parents[2] / "shared" / "data"
+    if not folder.is_dir():
+        pytest.skip("no real DeiT-Tiny weights and ImageNet images beside this checkout")
+    return folder
