@@ -127,10 +127,10 @@ class AdaLogQuantizeSpec(Spec):
 class AdaLogMatmulSpec(Spec):
     """``requantize(sum_k ((mantissa[code_k] * (v_k - zero_v)) << guard_bits) >> shift[code_k])``.
 
-    Each product is shifted before the sum (eq. 10) and its fraction is cut below
-    ``2**-guard_bits``; with `guard_bits` at the largest shift nothing is lost. A shift of
-    `guard_bits` plus the product width or more leaves 0 (or -1, the arithmetic shift), except
-    that mantissas at or past `largest_shift` are zero: the shifter saturates to zero.
+    Each product is shifted before the sum (eq. 10), and its fraction below ``2**-guard_bits`` is
+    cut off towards minus infinity (an arithmetic shift). With `guard_bits` no smaller than any
+    shift, see `lossless_guard_bits`, nothing is lost. A code whose entry in the shift table
+    exceeds `largest_shift` contributes nothing, and neither does the zero symbol.
 
     Attributes
     ----------
@@ -139,7 +139,7 @@ class AdaLogMatmulSpec(Spec):
     guard_bits : int
         Fraction bits of the accumulator.
     largest_shift : int
-        Codes with a larger entry in the shift table contribute nothing.
+        The reach of the shifter: of a code with a larger entry in the shift table nothing is left.
     requantize : RequantizeSpec
         Of one channel; its input format is the accumulator.
 
@@ -241,7 +241,8 @@ class AdaLogDecodeSpec(Spec):
     Attributes
     ----------
     code_bits, guard_bits, largest_shift : int
-        As in `AdaLogMatmulSpec`; codes past `largest_shift` and the zero symbol give 0.
+        As in `AdaLogMatmulSpec`: a code whose entry in the shift table exceeds `largest_shift`
+        gives 0, and so does the zero symbol.
 
     Constants
     ---------

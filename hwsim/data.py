@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -15,14 +15,14 @@ SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _WNID = re.compile(r"n\d{8}")
 
 
-@dataclass(frozen=True)
-class ImageSet:
+class ImageSet(NamedTuple):
     """Images of one network's size.
 
-    Parameters
+    Attributes
     ----------
     images : ndarray of uint8 [N, H, W, C]
-    labels : ndarray of int64 [N] or None
+        Pixel values 0..255, channels last.
+    labels : ndarray of int [N] or None
         Class indices, where the source has them.
     """
 
@@ -32,6 +32,23 @@ class ImageSet:
     def head(self, count: int | None) -> ImageSet:
         """The first `count` images (all for None)."""
         return ImageSet(self.images[:count], None if self.labels is None else self.labels[:count])
+
+
+def normalise(pixels: np.ndarray, mean: tuple[float, ...], std: tuple[float, ...]) -> np.ndarray:
+    """Network input of pixels: ``(p / 255 - mean) / std``, every operation rounded to float32.
+
+    Parameters
+    ----------
+    pixels : ndarray of uint8 [..., C]
+    mean, std : tuple of float
+        One value a channel.
+
+    Returns
+    -------
+    ndarray of float32 [..., C]
+    """
+    scaled = pixels.astype(np.float32) / np.float32(255)
+    return (scaled - np.asarray(mean, np.float32)) / np.asarray(std, np.float32)
 
 
 def imagenet_index() -> dict[str, int]:

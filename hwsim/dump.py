@@ -53,6 +53,16 @@ def select_nodes(program: Program, layers: Sequence[str] = (), units: Sequence[s
     return chosen
 
 
+def decoder_of(node: Node) -> tuple[AdaLogDecodeSpec, dict[str, np.ndarray]]:
+    """Spec and constants of the decoder of the codes that an AdaLog product takes."""
+    if not isinstance(node.spec, AdaLogMatmulSpec):
+        raise HwsimError(f"{node.name}: only an adalog_matmul has AdaLog codes to decode, not a {node.spec.kind}")
+    spec = AdaLogDecodeSpec(
+        code_bits=node.spec.code_bits, guard_bits=node.spec.guard_bits, largest_shift=node.spec.largest_shift
+    )
+    return spec, {name: node.constants[name] for name in spec.constants}
+
+
 def dump_vectors(
     program: Program, images: np.ndarray, indices: Sequence[int], nodes: Sequence[Node], *, backend: str = "numba"
 ) -> list[UnitVectors]:
@@ -105,12 +115,7 @@ def dump_vectors(
             )
         )
         if isinstance(node.spec, AdaLogMatmulSpec):
-            decode = AdaLogDecodeSpec(
-                code_bits=node.spec.code_bits,
-                guard_bits=node.spec.guard_bits,
-                largest_shift=node.spec.largest_shift,
-            )
-            constants = {name: node.constants[name] for name in decode.constants}
+            decode, constants = decoder_of(node)
             output = decode.compute(constants, inputs[0])
             vectors.append(UnitVectors(decode, constants, inputs[:1], output, None, **shared))
     return vectors

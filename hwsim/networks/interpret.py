@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from golden.errors import HwsimError
 from golden.rearrange import merge_heads, patches, split_heads
+from hwsim.data import normalise
 from hwsim.networks.graph import FloatGraph, FloatNode
 from hwsim.program import check_images
 
@@ -65,11 +66,9 @@ FLOAT_OPERATIONS: dict[str, Operation] = {
 
 
 def normalised_pixels(graph: FloatGraph) -> np.ndarray:
-    """Network input of every pixel value, float32 ``[channels, 256]``: ``(p/255 - mean)/std`` in float32 steps."""
-    pixels = np.arange(256, dtype=np.float32) / np.float32(255)
-    mean = np.array(graph.mean, np.float32)[:, None]
-    std = np.array(graph.std, np.float32)[:, None]
-    return (pixels - mean) / std
+    """Network input of every pixel value, float32 ``[channels, 256]``."""
+    pixels = np.arange(256, dtype=np.uint8)[:, None].repeat(len(graph.mean), axis=1)
+    return np.ascontiguousarray(normalise(pixels, graph.mean, graph.std).T)
 
 
 class Interpreter:

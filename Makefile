@@ -1,0 +1,37 @@
+# make demo   sets everything up, then runs the main job
+# make test   sets everything up, then runs the linters and the tests
+#
+# PYTHON=python3.12 chooses the interpreter of .venv; JOBS=4 the test processes; PYTEST_ARGS="-k layernorm" some tests.
+
+VENV := .venv
+READY := $(VENV)/.vit-hwsim-ready
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+.DEFAULT_GOAL := setup
+.PHONY: setup demo test lint clean distclean
+
+setup: $(READY)
+	@echo "Ready. Next: make demo, make test, or $(VENV)/bin/hwsim --help"
+
+$(READY): pyproject.toml tools/setup.sh
+	@sh tools/setup.sh $(VENV)
+	@touch $@
+
+demo: $(READY)
+	$(VENV)/bin/hwsim demo
+
+lint: $(READY)
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+test: lint
+	$(VENV)/bin/pytest -n $(JOBS) $(PYTEST_ARGS)
+
+clean:
+	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find golden hwsim rtl sim_tests tests -type d -name __pycache__ -prune -exec rm -rf {} +
+
+distclean: clean
+	rm -rf $(VENV)
