@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -51,6 +52,5 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
                 for cell in row
             )
         )
-    console = Console()
     # Piped output must not be cut to the width of a terminal that is not there.
-    console.print(result, width=None if console.is_terminal else 160)
+    Console(width=None if sys.stdout.isatty() else 160).print(result)

@@ -166,7 +166,8 @@ def cosim_command(
     else:
         vectors = _program_vectors(program_path, layers, units, images_text, data)
     results: list[CosimResult] = []
-    runs = {"none": [None], "random": [seed], "both": [None, seed]}[stalls]
+    choices: dict[str, list[int | None]] = {"none": [None], "random": [seed], "both": [None, seed]}
+    runs = choices[stalls]
     from sim_tests.cosim import cosimulate
 
     with progress("cosimulating", len(runs)) as done:
