@@ -1,0 +1,1 @@
+"""Amaranth units that compute the bits of `golden`, and their Verilog."""

@@ -1,0 +1,1 @@
+"""Cosimulation: the exported Verilog against dumped activations, in Verilator under cocotb."""

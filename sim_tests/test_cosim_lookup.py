@@ -1,0 +1,195 @@
+"""Lookup in Verilator against the golden table, and what happens when the hardware is wrong."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from golden.errors import HwsimError
+from golden.lookup import LookupSpec
+from golden.requantize import RequantizeSpec
+from golden.spec import Constants, IntFormat
+from golden.vectors import UnitVectors
+from rtl import catalog, verilog
+from rtl.lookup import Lookup
+from sim_tests.cosim import AFTER, BEFORE, cosimulate
+
+
+def lookup_vectors(
+    layer: str,
+    seed: int,
+    *,
+    input_bits: int = 8,
+    output_bits: int = 8,
+    channels: int = 1,
+    shape: tuple[int, ...] = (2, 7, 11),
+) -> UnitVectors:
+    """A random table and random codes; the expected codes come from a plain list of lists."""
+    dice = np.random.default_rng(seed)
+    table = dice.integers(0, 1 << output_bits, (channels, 1 << input_bits))
+    codes = dice.integers(0, 1 << input_bits, shape)
+    rows = table.tolist()
+    output = [rows[place % channels][code] for place, code in enumerate(codes.reshape(-1).tolist())]
+    return UnitVectors(
+        spec=LookupSpec(input_bits=input_bits, output_bits=output_bits, channels=channels),
+        constants={"table": table},
+        inputs=(codes,),
+        output=np.array(output).reshape(shape),
+        accumulator=None,
+        network="random",
+        recipe="random",
+        layer=layer,
+        images=(4, 9),
+    )
+
+
+LAYERS = [lookup_vectors(f"blocks.{seed}.mlp.act", seed, shape=(2, 7, 11 + seed)) for seed in range(3)]
+PIXELS = lookup_vectors("pixels", 5, output_bits=5, channels=3, shape=(2, 4, 4, 3))
+
+
+@pytest.mark.parametrize("stall_seed", [None, 1, 2])
+def test_every_element_agrees(build_dir: Path, stall_seed: int | None) -> None:
+    layers = [*LAYERS[:2], PIXELS, LAYERS[2]]
+    results = cosimulate(layers, lanes=2, build_dir=build_dir, stall_seed=stall_seed)
+    assert [result.layer for result in results] == [layer.layer for layer in layers]
+    assert [result.mismatches for result in results] == [0] * 4
+    assert [result.compared for result in results] == [layer.output.size for layer in layers]
+    assert [result.rows for result in results] == [14, 14, 32, 14]
+    assert all(result.first_mismatch is None and result.waveform is None for result in results)
+    paces = [result.cycles_per_row for result in results]
+    formula = [-(-layer.output.shape[-1] // 2) for layer in layers]
+    if stall_seed is None:
+        assert paces == formula
+        assert [result.cycles for result in results] == [
+            rows * pace + Lookup.latency for rows, pace in zip([14, 14, 32, 14], formula, strict=True)
+        ]
+    else:
+        assert all(pace > ideal for pace, ideal in zip(paces, formula, strict=True))
+
+
+@pytest.fixture
+def one_wrong_word(monkeypatch: pytest.MonkeyPatch) -> Callable[[UnitVectors, int], None]:
+    """The load of one layer's table flips a bit of the entry of a code."""
+
+    def corrupt(layer: UnitVectors, code: int) -> None:
+        true_writes = Lookup.writes
+
+        def writes(self: Lookup, spec: LookupSpec, constants: Constants) -> list[tuple[int, int]]:
+            words = true_writes(self, spec, constants)
+            if constants is layer.constants:
+                words[code] = (code, words[code][1] ^ 4)
+            return words
+
+        monkeypatch.setattr(Lookup, "writes", writes)
+
+    return corrupt
+
+
+@pytest.mark.parametrize("stall_seed", [None, 3])
+def test_a_wrong_table_entry_is_found_and_shown(
+    build_dir: Path, one_wrong_word: Callable[[UnitVectors, int], None], stall_seed: int | None
+) -> None:
+    layer = LAYERS[1]
+    codes = layer.inputs[0]
+    code = int(codes[1, 2, 3])  # not before image 9
+    assert code not in codes[0]
+    first = tuple(int(index) for index in np.argwhere(codes == code)[0])
+    one_wrong_word(layer, code)
+    before, wrong, after = cosimulate(LAYERS, lanes=2, build_dir=build_dir, stall_seed=stall_seed)
+    assert (before.mismatches, after.mismatches) == (0, 0)
+    assert wrong.mismatches == int((codes == code).sum())
+    found = wrong.first_mismatch
+    assert found is not None
+    assert wrong.waveform is not None
+    value = int(layer.output[first])
+    assert (found.unit, found.layer, found.image, found.row, found.element) == ("lookup", layer.layer, 9, *first[1:])
+    assert (found.expected, found.got) == (str(value), str(value ^ 4))
+    assert f"image 9, row {first[1]}, element {first[2]}: expected {value}, got {value ^ 4}" in str(found)
+    assert (before.waveform, after.waveform) == (None, None)
+    check_waveform(wrong.waveform, found.cycle, lane=first[2] % 2, value=value ^ 4)
+    wrong.waveform.unlink()
+
+
+def check_waveform(path: Path | None, cycle: int, lane: int, value: int) -> None:
+    """The waveform covers the neighbourhood and shows the wrong value in its cycle."""
+    assert path is not None
+    names: dict[str, str] = {}
+    now: dict[str, int] = {}
+    seen: dict[int, dict[str, int]] = {}
+    for line in path.read_text().splitlines():
+        if match := re.match(r"\s*\$var wire \d+ (\S+) (\w+)", line):
+            names.setdefault(match[1], match[2])
+        elif line.startswith("#"):
+            seen[now.get("cycle", -1)] = dict(now)  # what had settled before the clock edge
+        elif match := re.match(r"b?([01]+) ?(\S+)$", line):
+            now[names[match[2]]] = int(match[1], 2)
+    del seen[-1]
+    cycles = sorted(seen)
+    shown = seen[cycle]
+    assert (shown["out_valid"], shown["out_ready"]) == (1, 1)
+    assert shown["out_data"] >> 8 * lane & 255 == value
+    assert cycles == list(range(cycles[0], cycles[-1] + 1))
+    assert cycle - BEFORE <= cycles[0] <= max(cycle - BEFORE, 0) + 2
+    assert cycle < cycles[-1] <= cycle + AFTER + 2
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        # A beat is overwritten before it is taken.
+        ("m_axis_tready | (!m_axis_tvalid)", "1'b1", ""),
+        ("m_axis_tlast = ", "m_axis_tlast = !", "expected a beat before the last, got the last beat of a row"),
+    ],
+)
+def test_hardware_that_breaks_the_stream_is_not_passed(
+    build_dir: Path, monkeypatch: pytest.MonkeyPatch, old: str, new: str, message: str
+) -> None:
+    true_export = verilog.export
+    assert old in true_export(Lookup(LookupSpec(input_bits=8, output_bits=8), lanes=2), "lookup")
+    monkeypatch.setattr(verilog, "export", lambda unit, name: true_export(unit, name).replace(old, new))
+    (result,) = cosimulate([LAYERS[0]], lanes=2, build_dir=build_dir, stall_seed=1, waveform=False)
+    assert result.mismatches > 0
+    assert message in str(result.first_mismatch)
+
+
+def test_layers_after_a_dead_one_are_not_passed(build_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    true_export = verilog.export
+    dead = ("m_axis_tvalid <= lookup", "m_axis_tvalid <= 1'b0 & lookup")
+    monkeypatch.setattr(verilog, "export", lambda unit, name: true_export(unit, name).replace(*dead))
+    results = cosimulate(LAYERS[:2], lanes=2, build_dir=build_dir, waveform=False)
+    assert [result.mismatches for result in results] == [layer.output.size for layer in LAYERS[:2]]
+
+
+def test_a_build_is_done_once(build_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vectors = [LAYERS[0]]
+    (first,) = cosimulate(vectors, lanes=2, build_dir=build_dir)
+    stamp = first.verilog.stat().st_mtime_ns
+    monkeypatch.chdir(build_dir.parent)  # a relative folder is as good
+    (second,) = cosimulate(vectors, lanes=2, build_dir=Path(build_dir.name))
+    assert second.verilog == first.verilog
+    assert second.verilog.stat().st_mtime_ns == stamp
+    assert second == first
+    assert not [path for path in build_dir.iterdir() if path.name.startswith(".lookup")]
+    assert not list(first.verilog.parent.glob("run-*"))
+
+
+def test_verilog_that_does_not_compile_leaves_no_simulator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verilog, "export", lambda unit, name: f"module {name} (; endmodule")
+    with pytest.raises(HwsimError, match=r"building the simulation failed in verilator: .*see .*failed-build\.log"):
+        cosimulate([LAYERS[0]], lanes=1, build_dir=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["failed-build.log"]
+
+
+def test_a_folder_that_make_cannot_build_in_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(HwsimError, match="a folder/build holds a space"):
+        cosimulate([LAYERS[0]], lanes=1, build_dir=tmp_path / "a folder" / "build")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_kind_without_hardware_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = RequantizeSpec(input=IntFormat(8, signed=True), output_bits=8, multiplier_bits=8, shift_bits=4, channels=1)
+    monkeypatch.delitem(catalog.UNITS, "requantize", raising=False)
+    with pytest.raises(HwsimError, match=r"there is no hardware unit 'requantize'; there are .*lookup"):
+        catalog.group_key(spec)
