@@ -24,6 +24,9 @@ from hwsim.quantize.observers import Log2, Observer, Uniform
 from hwsim.quantize.recipe import Recipe
 from hwsim.quantize.softmax import log_int_softmax_of_reals
 
+# Of the grid that keeps the range of a hidden activation; the lowering chooses its own width.
+HIDDEN_RANGE_BITS = 16
+
 
 @dataclass(frozen=True)
 class Calibration:
@@ -104,7 +107,7 @@ def calibrate(
     observers: dict[str, Observer] = {}
     for node in graph.nodes:
         if node.role == "hidden":
-            observers[node.name] = Uniform(recipe.lowering.hidden_bits).observer()
+            observers[node.name] = Uniform(HIDDEN_RANGE_BITS).observer()
         elif node.role:
             if node.role not in recipe.points:
                 raise HwsimError(

@@ -66,8 +66,8 @@ def lower(calibration: Calibration) -> Program:
     return _Lowering(calibration).program()
 
 
-def restrict_hidden(hidden: UniformGrid, gelu: UniformGrid) -> UniformGrid:
-    """The grid of the GELU table's input: the observed range with 0 in it, cut where GELU has died out.
+def restrict_hidden(hidden: UniformGrid, gelu: UniformGrid, bits: int) -> UniformGrid:
+    """The grid of the GELU table's input, `bits` wide: the observed range with 0 in it, cut where GELU has died out.
 
     Below the cut GELU stays within half an output step of 0, so that saturating there keeps every code.
     """
@@ -76,8 +76,8 @@ def restrict_hidden(hidden: UniformGrid, gelu: UniformGrid) -> UniformGrid:
     cut = -10.0
     while cut < -0.76 and abs(_gelu(cut)) < 0.49 * gelu.scale:
         cut += 1 / 64
-    scale, zero_point = asymmetric_grid(torch.tensor(max(low, cut)), torch.tensor(high), hidden.bits)
-    return UniformGrid(scale, zero_point, hidden.bits)
+    scale, zero_point = asymmetric_grid(torch.tensor(max(low, cut)), torch.tensor(high), bits)
+    return UniformGrid(scale, zero_point, bits)
 
 
 def _gelu(x: float) -> float:
@@ -93,18 +93,16 @@ class _Lowering:
         for node in self.graph.nodes:
             if node.operation == "gelu":
                 hidden, gelu = calibration.uniform_grid(node.inputs[0]), calibration.uniform_grid(node.name)
-                self.grids[node.inputs[0]] = restrict_hidden(hidden, gelu)
+                self.grids[node.inputs[0]] = restrict_hidden(hidden, gelu, self.widths.hidden_bits)
         self.nodes: list[Node] = []
         self.errors: dict[str, dict[str, float]] = {}
 
     def program(self) -> Program:
-        convert: dict[str, Callable[[FloatNode], None]] = {
-            name.removeprefix("_lower_"): getattr(self, name) for name in dir(self) if name.startswith("_lower_")
-        }
         for node in self.graph.nodes:
-            if node.operation not in convert:
+            lower_node: Callable[[FloatNode], None] | None = getattr(self, f"_lower_{node.operation}", None)
+            if lower_node is None:
                 raise HwsimError(f"{node.name}: a {node.operation} has no integer form in this package")
-            convert[node.operation](node)
+            lower_node(node)
         header = {
             "network": self.graph.name,
             "recipe": self.calibration.recipe.name,
