@@ -61,12 +61,14 @@ class FakeQuantNetwork:
             if grid is None or node.role == "hidden":
                 return value
             if isinstance(grid, Log2Grid):
-                code = torch.where(value > 0, -torch.log2(value), grid.zero_symbol)
-            else:
-                code = grid.codes(value)
+                # The softmax gives values that lie on the grid already.
+                if codes is not None:
+                    codes[node.name] = _as_int64(torch.where(value > 0, -torch.log2(value), grid.zero_symbol))
+                return value
+            code = grid.codes(value)
             if codes is not None:
-                codes[node.name] = code.cpu().numpy().astype(np.int64)
-            return value if isinstance(grid, Log2Grid) else grid.values(code)
+                codes[node.name] = _as_int64(code)
+            return grid.values(code)
 
         logits = self.interpreter.run(images, after=quantize, operations=self._operations, parameters=self._parameters)
         return logits.cpu().numpy()
@@ -81,6 +83,10 @@ class FakeQuantNetwork:
             if progress is not None:
                 progress(part.stop - part.start)
         return np.concatenate(parts)
+
+
+def _as_int64(codes: Tensor) -> np.ndarray:
+    return codes.cpu().numpy().astype(np.int64)
 
 
 def _log_int_softmax(
@@ -107,9 +113,11 @@ def _integer_layernorm(
     variance = channels * integer.square().sum(dim=-1, keepdim=True) - s1.square()
     root = variance.clamp(min=1).sqrt()
     slope = channels * gamma / (root * outgoing.scale)
-    shift = (7 - torch.floor(torch.log2(slope.abs()))).clamp(0, 31)
-    mantissa = torch.floor(slope.abs() * torch.exp2(shift)).clamp(0, 255)
-    offset = ((beta - s1 / root * gamma) / outgoing.scale * torch.exp2(shift)).round()
-    y = ((slope.sign() * mantissa * integer + offset) / torch.exp2(shift)).round()
+    # floor(log2(x)) is frexp's exponent less one; a gamma of 0 takes the largest shift, as log2(0) would.
+    shift = torch.where(slope == 0, 31, (8 - torch.frexp(slope.abs()).exponent).clamp(0, 31))
+    power = torch.exp2(shift.double())
+    mantissa = torch.floor(slope.abs() * power).clamp(0, 255)
+    offset = ((beta - s1 / root * gamma) / outgoing.scale * power).round()
+    y = ((slope.sign() * mantissa * integer + offset) / power).round()
     # A constant row, undefined in the released code, gives beta.
     return (torch.where(variance > 0, y, (beta / outgoing.scale).round()) * outgoing.scale).float()

@@ -15,9 +15,10 @@ def _log2_codes(exponential: Tensor, bits: int) -> Tensor:
     """Codes, as float32, of exponentials whose sum is that of the row; see `golden.log_softmax`."""
     total = exponential.sum(dim=-1, keepdim=True)
     ratio = (total / exponential).round()
-    octave = torch.floor(torch.log2(ratio))
-    code = octave + (ratio >= 1.5 * torch.exp2(octave)) * (octave > 0)
-    return torch.where(exponential > 0, code, float("inf")).clamp(max=1 << bits).float()
+    # ratio = mantissa * 2**exponent with the mantissa in [0.5, 1), so its octave is exponent - 1.
+    mantissa, exponent = torch.frexp(ratio)
+    code = exponent - 1 + ((mantissa >= 0.75) & (exponent > 1)).int()
+    return code.masked_fill(exponential <= 0, 1 << bits).clamp(max=1 << bits).float()
 
 
 def log_int_softmax(scores: Tensor, scale: float, bits: int) -> Tensor:
