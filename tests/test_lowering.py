@@ -73,6 +73,8 @@ def test_integer_follows_fake_quant(quantized: tuple[Calibration, Program], smal
         limit = {"layernorm": 3, "requantize": 16, "adalog_quantize": 3, "log_softmax": 1}.get(point.unit, 1)
         assert point.local.largest <= limit, point
         assert point.local.mean < 0.5, point
+        if point.unit in ("lookup", "linear", "matmul", "add"):
+            assert point.local.share_equal > 0.98, point
     assert result.same_prediction > 0.7
 
 

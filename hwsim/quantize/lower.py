@@ -69,12 +69,13 @@ def lower(calibration: Calibration) -> Program:
 def restrict_hidden(hidden: UniformGrid, gelu: UniformGrid, bits: int) -> UniformGrid:
     """The grid of the GELU table's input, `bits` wide: the observed range with 0 in it, cut where GELU has died out.
 
-    Below the cut GELU stays within half an output step of 0, so that saturating there keeps every code.
+    Below the cut GELU stays within a quarter of an output step of 0: saturating there keeps every code,
+    with room for the rounding of the zero point.
     """
     low = min(float(hidden.values(torch.tensor(0.0))), 0.0)
     high = max(float(hidden.values(torch.tensor(float(hidden.highest)))), hidden.scale)
     cut = -10.0
-    while cut < -0.76 and abs(_gelu(cut)) < 0.49 * gelu.scale:
+    while cut < -0.76 and abs(_gelu(cut + 1 / 64)) < gelu.scale / 4:
         cut += 1 / 64
     scale, zero_point = asymmetric_grid(torch.tensor(max(low, cut)), torch.tensor(high), bits)
     return UniformGrid(scale, zero_point, bits)

@@ -16,12 +16,12 @@ class Lowering:
     Parameters
     ----------
     hidden_bits : int
-        Codes between the first MLP layer and the GELU table.
+        Codes between the first MLP layer and the GELU table. On DeiT-Tiny 2.0 % of the codes behind
+        the table are a step off at 10 bits, 0.5 % at 12.
     multiplier_bits : int
         Dyadic multipliers.
     exponential_fraction_bits : int
-        Upper limit of i-exp's n; a layer uses fewer when that gives the same codes. 16 is the smallest
-        at which the embedded network predicts as with the published 30 on all its test images.
+        Upper limit of i-exp's n (30 as published); a layer uses fewer when that gives the same codes.
     probability_bits : int
         Fixed-point probabilities before a uniform or AdaLog attention quantizer.
     mantissa_bits, radicand_bits, gamma_bits : int
@@ -32,9 +32,9 @@ class Lowering:
         What a narrower accumulator does.
     """
 
-    hidden_bits: int = 10
+    hidden_bits: int = 12
     multiplier_bits: int = 16
-    exponential_fraction_bits: int = 16
+    exponential_fraction_bits: int = 20
     probability_bits: int = 16
     mantissa_bits: int = 12
     radicand_bits: int = 16
