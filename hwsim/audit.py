@@ -14,7 +14,8 @@ import numpy as np
 
 from golden.errors import HwsimError
 from hwsim.execute import Executor, top1
-from hwsim.networks.interpret import Interpreter, batches
+from hwsim.execute.parallel import batches
+from hwsim.networks.interpret import Interpreter
 from hwsim.program import INPUT, Program
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.fake_quant import FakeQuantNetwork

@@ -8,6 +8,7 @@ import numpy as np
 
 from golden.errors import HwsimError
 from golden.spec import Spec
+from hwsim.execute.parallel import map_batches
 from hwsim.program import INPUT, Node, Program
 
 BACKENDS = ("numba", "reference")
@@ -80,14 +81,10 @@ class Executor:
         progress : callable, optional
             Called with the number of images after each batch.
         """
-        parts = []
-        for start in range(0, len(images), batch):
-            part = images[start : start + batch]
-            parts.append(self.run(part)[0])
-            if progress is not None:
-                progress(len(part))
-        if not parts:
+        if not len(images):
             raise HwsimError("there is no image to run")
+        self.program.check_images(images)
+        parts = map_batches(lambda part: self.run(images[part])[0], len(images), batch, progress)
         return np.concatenate(parts)
 
 

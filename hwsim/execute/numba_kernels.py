@@ -3,7 +3,8 @@
 
 Matrix products run through float32 or float64 BLAS where every partial sum is
 proven to stay below 2^24 or 2^53, so that the floats are exact integers; all
-else is integer loops. One pass a row, parallel over rows.
+else is integer loops. Kernels run in one thread and release the interpreter lock:
+`hwsim.execute.parallel` gives each core a batch of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from numba import njit, prange
+from numba import njit
 
 from golden.accumulate import dot_bounds
 from golden.adalog import AdaLogMatmulSpec, AdaLogQuantizeSpec
@@ -33,33 +34,33 @@ Kernel = Callable[..., np.ndarray]
 _FLOAT32_EXACT = 1 << 24
 _FLOAT64_EXACT = 1 << 53
 
-_parallel: Any = njit(parallel=True, cache=True, nogil=True)
-_serial: Any = njit(cache=True, nogil=True, inline="always")
+_kernel: Any = njit(cache=True, nogil=True)
+_inline: Any = njit(cache=True, nogil=True, inline="always")
 
 
-@_serial
+@_inline
 def _round_half_even_shift(x, shift):
     if shift == 0:
         return x
     return (x + (np.int64(1) << (shift - 1)) - 1 + ((x >> shift) & 1)) >> shift
 
 
-@_serial
+@_inline
 def _clip(x, low, high):
     return min(max(x, low), high)
 
 
-@_serial
+@_inline
 def _requantize(x, multiplier, shift, zero_point, highest):
     return _clip(_round_half_even_shift(x * multiplier + (zero_point << shift), shift), 0, highest)
 
 
-@_parallel
+@_kernel
 def _requantize_rows(sums, bias, wrap_bits, multiplier, shift, zero_point, highest, out):
     rows, columns = sums.shape
     step = 0 if multiplier.size == 1 else 1
     spare = np.int64(64 - wrap_bits)
-    for row in prange(rows):
+    for row in range(rows):
         for column in range(columns):
             total = np.int64(sums[row, column]) + bias[column]
             if wrap_bits:
@@ -68,9 +69,9 @@ def _requantize_rows(sums, bias, wrap_bits, multiplier, shift, zero_point, highe
             out[row, column] = _requantize(total, multiplier[channel], shift[channel], zero_point, highest)
 
 
-@_parallel
+@_kernel
 def _saturating_linear(codes, weight, bias, low, high, out):
-    for row in prange(codes.shape[0]):
+    for row in range(codes.shape[0]):
         for output in range(weight.shape[0]):
             total = _clip(bias[output], low, high)
             for k in range(weight.shape[1]):
@@ -78,19 +79,19 @@ def _saturating_linear(codes, weight, bias, low, high, out):
             out[row, output] = total
 
 
-@_parallel
+@_kernel
 def _lookup(codes, table, out):
     rows, columns = codes.shape
     step = 0 if table.shape[0] == 1 else 1
-    for row in prange(rows):
+    for row in range(rows):
         for column in range(columns):
             out[row, column] = table[column * step, codes[row, column]]
 
 
-@_parallel
+@_kernel
 def _add(a, b, b_rows, multiplier_a, multiplier_b, offset, shift, highest, out):
     rows, columns = a.shape
-    for row in prange(rows):
+    for row in range(rows):
         other = row % b_rows
         for column in range(columns):
             total = (
@@ -101,7 +102,7 @@ def _add(a, b, b_rows, multiplier_a, multiplier_b, offset, shift, highest, out):
             out[row, column] = _clip(_round_half_even_shift(total, shift[column]), 0, highest)
 
 
-@_serial
+@_inline
 def _bit_length(x):
     length = 0
     while x > 0:
@@ -110,11 +111,11 @@ def _bit_length(x):
     return length
 
 
-@_parallel
+@_kernel
 def _log_softmax(scores, exponentials, code_bits, past, out):
     rows, columns = scores.shape
     codes_by_row = np.zeros((rows, exponentials.size), np.uint8)
-    for row in prange(rows):
+    for row in range(rows):
         highest = 0
         for column in range(columns):
             highest = max(highest, np.int64(scores[row, column]))
@@ -145,10 +146,10 @@ def _log_softmax(scores, exponentials, code_bits, past, out):
             out[row, column] = code
 
 
-@_parallel
+@_kernel
 def _softmax(scores, exponentials, probability_bits, out):
     rows, columns = scores.shape
-    for row in prange(rows):
+    for row in range(rows):
         highest = 0
         for column in range(columns):
             highest = max(highest, np.int64(scores[row, column]))
@@ -164,7 +165,7 @@ def _softmax(scores, exponentials, probability_bits, out):
             out[row, column] = quotient
 
 
-@_serial
+@_inline
 def _reciprocal_sqrt(radicand, mantissa_bits, radicand_bits):
     half_length = (_bit_length(radicand) + 1) // 2
     excess = 2 * half_length - radicand_bits
@@ -179,10 +180,10 @@ def _reciprocal_sqrt(radicand, mantissa_bits, radicand_bits):
     return mantissa, mantissa_bits - 1 + half_length
 
 
-@_parallel
+@_kernel
 def _layernorm(codes, zero_in, alpha, gamma, beta, fraction_bits, mantissa_bits, radicand_bits, highest, out):
     rows, columns = codes.shape
-    for row in prange(rows):
+    for row in range(rows):
         s1 = np.int64(0)
         s2 = np.int64(0)
         for column in range(columns):
@@ -199,10 +200,10 @@ def _layernorm(codes, zero_in, alpha, gamma, beta, fraction_bits, mantissa_bits,
             out[row, column] = _clip(_round_half_even_shift(numerator, exponent + fraction_bits), 0, highest)
 
 
-@_parallel
+@_kernel
 def _adalog_quantize(values, thresholds, out):
     rows, columns = values.shape
-    for row in prange(rows):
+    for row in range(rows):
         for column in range(columns):
             code = 0
             while code < thresholds.size and np.int64(values[row, column]) <= thresholds[code]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +12,7 @@ from torch.nn import functional
 from golden.errors import HwsimError
 from golden.rearrange import merge_heads, patches, split_heads
 from hwsim.data import normalise
+from hwsim.execute.parallel import map_batches
 from hwsim.networks.graph import FloatGraph, FloatNode
 from hwsim.program import check_images
 
@@ -138,15 +138,12 @@ class Interpreter:
         return value.reshape(len(value), -1)
 
 
-def batches(count: int, size: int) -> list[slice]:
-    """Consecutive slices of at most `size` that cover ``count`` items."""
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
-
-
-def predict(interpreter: Interpreter, images: np.ndarray, *, batch: int = 64, **hooks: Any) -> np.ndarray:
-    """Float logits [N, classes] as NumPy, batch by batch."""
-    parts = [interpreter.run(images[part], **hooks).cpu().numpy() for part in batches(len(images), batch)]
-    return np.concatenate(parts)
+def predict(
+    interpreter: Interpreter, images: np.ndarray, *, batch: int = 64, progress: Callable[[int], None] | None = None
+) -> np.ndarray:
+    """Float logits [N, classes] as NumPy, batch by batch; `progress` gets the images of each."""
+    run = interpreter.run
+    return np.concatenate(map_batches(lambda part: run(images[part]).cpu().numpy(), len(images), batch, progress))
 
 
 def check_activation(network: str, node: FloatNode, value: Tensor) -> None:

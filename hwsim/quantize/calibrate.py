@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from golden.errors import HwsimError
+from hwsim.execute.parallel import batches
 from hwsim.networks.graph import FloatGraph, FloatNode
-from hwsim.networks.interpret import Interpreter, Operation, batches, check_activation
+from hwsim.networks.interpret import Interpreter, Operation, check_activation
 from hwsim.quantize.grids import FLOAT32_EPS, Grid, Log2Grid, UniformGrid
 from hwsim.quantize.observers import Log2, Observer, Uniform
 from hwsim.quantize.recipe import Recipe

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hwsim.execute.parallel import map_batches
 from hwsim.networks.graph import FloatNode
-from hwsim.networks.interpret import Interpreter, Operation, batches
+from hwsim.networks.interpret import Interpreter, Operation
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.grids import Log2Grid, PowerOfTwoGrid, UniformGrid
 from hwsim.quantize.softmax import log_int_softmax
@@ -77,12 +78,7 @@ class FakeQuantNetwork:
         self, images: np.ndarray, *, batch: int = 64, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
         """Logits, float32 [N, classes], batch by batch."""
-        parts = []
-        for part in batches(len(images), batch):
-            parts.append(self.run(images[part]))
-            if progress is not None:
-                progress(part.stop - part.start)
-        return np.concatenate(parts)
+        return np.concatenate(map_batches(lambda part: self.run(images[part]), len(images), batch, progress))
 
 
 def _as_int64(codes: Tensor) -> np.ndarray:

@@ -1,0 +1,177 @@
+"""The part of the demo without hardware: accuracy, agreement of executors, audit, histograms, LayerNorm error."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from golden import published
+from golden.errors import HwsimError
+from hwsim.audit import audit
+from hwsim.data import ImageSet
+from hwsim.execute import Executor, top1
+from hwsim.execute.parallel import batches
+from hwsim.networks.graph import FloatNode
+from hwsim.program import Program
+from hwsim.quantize.calibrate import Calibration
+from hwsim.quantize.fake_quant import FakeQuantNetwork
+from hwsim.quantize.grids import PowerOfTwoGrid
+from hwsim.report import (
+    Accuracy,
+    AuditedPoint,
+    AuditSummary,
+    CodeCounts,
+    ExecutorAgreement,
+    LayerNormError,
+    LayerNormErrors,
+)
+
+Advance = Callable[[int], None]
+BATCH = 50
+ERROR_EDGES = np.linspace(-2, 2, 201)
+
+
+def measure_accuracy(
+    bits: str, calibration: Calibration, program: Program, reference: np.ndarray, chosen: ImageSet, progress: Advance
+) -> Accuracy:
+    """Top-1 of the fake-quantized network and of the integer program, beside that of the float logits `reference`."""
+    if chosen.labels is None:
+        raise HwsimError("accuracy needs labelled images")
+    executor = Executor(program)
+    executor.predict(chosen.images[:1])  # compiles the kernels, so that the rate below is that of running
+    start = time.perf_counter()
+    integer = executor.predict(chosen.images, progress=progress)
+    seconds = time.perf_counter() - start
+    fake = FakeQuantNetwork(calibration).predict(chosen.images, batch=BATCH, progress=progress)
+    return Accuracy(
+        recipe=program.recipe,
+        bits=bits,
+        images=len(chosen.images),
+        float_top1=top1(reference, chosen.labels),
+        fake_quant_top1=top1(fake, chosen.labels),
+        integer_top1=top1(integer, chosen.labels),
+        same_prediction=top1(integer, fake.argmax(axis=1)),
+        images_per_second=len(chosen.images) / seconds,
+    )
+
+
+def compare_executors(program: Program, images: np.ndarray) -> ExecutorAgreement:
+    """Every value of every point by the reference and by numba."""
+    _, expected = Executor(program, "reference").run(images, keep=None)
+    _, got = Executor(program, "numba").run(images, keep=None)
+    mismatches, first = 0, None
+    for node in program.nodes:
+        differs = np.argwhere(expected[node.name] != got[node.name])
+        mismatches += len(differs)
+        if len(differs) and first is None:
+            image, *index = (int(place) for place in differs[0])
+            first = (
+                f"{node.name} ({node.spec.kind}): image {image}, element {index}: "
+                f"expected {expected[node.name][image, *index]}, got {got[node.name][image, *index]}"
+            )
+    values = sum(array.size for array in expected.values())
+    return ExecutorAgreement(program.recipe, len(images), len(program.nodes), values, mismatches, first)
+
+
+def summarize_audit(calibration: Calibration, program: Program, images: np.ndarray, progress: Advance) -> AuditSummary:
+    """The worst point of every kind of unit."""
+    found = audit(calibration, program, images, progress=progress)
+    worst: dict[str, AuditedPoint] = {}
+    for point in sorted(found.points, key=lambda point: -point.local.mean):
+        worst.setdefault(
+            point.unit,
+            AuditedPoint(
+                unit=point.unit,
+                point=point.point,
+                codes=point.local.compared,
+                local_equal=100 * point.local.share_equal,
+                local_mean=point.local.mean,
+                local_largest=point.local.largest,
+                end_to_end_mean=point.end_to_end.mean,
+                end_to_end_largest=point.end_to_end.largest,
+            ),
+        )
+    return AuditSummary(program.recipe, found.images, len(found.points), tuple(worst.values()))
+
+
+def count_codes(
+    calibration: Calibration, program: Program, images: np.ndarray, progress: Advance
+) -> tuple[tuple[CodeCounts, ...], tuple[CodeCounts, ...]]:
+    """Histograms of the scores and of the Log2 codes of every Log-Int-Softmax."""
+    nodes = [node for node in program.nodes if node.spec.kind == "log_softmax"]
+    points = {node.inputs[0]: node.spec.inputs[0].maximum + 1 for node in nodes}
+    points |= {node.name: node.spec.output.maximum + 1 for node in nodes}
+    counts = {name: np.zeros(length, np.int64) for name, length in points.items()}
+    executor = Executor(program)
+    for part in batches(len(images), BATCH):
+        _, kept = executor.run(images[part], keep=points.keys())
+        for name, codes in kept.items():
+            counts[name] += np.bincount(codes.reshape(-1), minlength=points[name])
+        progress(part.stop - part.start)
+    scores, attention = [], []
+    for node in nodes:
+        grid = calibration.uniform_grid(node.inputs[0])
+        scores.append(CodeCounts(node.inputs[0], tuple(counts[node.inputs[0]].tolist()), grid.scale, grid.zero_point))
+        # The format is one bit wider than the codes and their zero symbol need.
+        symbols = calibration.grid(node.name).zero_symbol + 1  # type: ignore[union-attr]
+        attention.append(CodeCounts(node.name, tuple(counts[node.name][:symbols].tolist())))
+    return tuple(scores), tuple(attention)
+
+
+def measure_layernorms(
+    calibration: Calibration, program: Program, images: np.ndarray, progress: Advance
+) -> LayerNormErrors:
+    """Error of every LayerNorm against real arithmetic on the same input codes, beside FQ-ViT's released form.
+
+    All saturate to the range of the output codes, so that only the arithmetic differs.
+    """
+    nodes = [node for node in program.nodes if node.spec.kind == "layernorm"]
+    _, kept = Executor(program).run(images, keep={name for node in nodes for name in (node.name, *node.inputs)})
+    layers, pooled = [], []
+    for node in nodes:
+        float_node = calibration.graph[node.name]
+        incoming, outgoing = calibration.grid(float_node.inputs[0]), calibration.uniform_grid(node.name)
+        if not isinstance(incoming, PowerOfTwoGrid):
+            raise HwsimError(f"{node.name}: its input has no power-of-two scales; calibrate with --pts")
+        codes = kept[node.inputs[0]].astype(np.int64) - incoming.zero_point
+        real = _real_layernorm(codes * incoming.scales(codes.shape[-1]), float_node) / outgoing.scale
+        released = published.int_layernorm(
+            codes,
+            incoming.alpha,
+            float(incoming.scales(codes.shape[-1]).min()),
+            float_node.parameters["weight"],
+            float_node.parameters["bias"],
+            outgoing.scale,
+        )
+        wanted = np.clip(real + outgoing.zero_point, 0, outgoing.highest)
+        unit = kept[node.name] - wanted
+        other = np.clip(released + outgoing.zero_point, 0, outgoing.highest) - wanted
+        layers.append(LayerNormError(node.name, unit.size, *_size_of(unit), *_size_of(other)))
+        pooled.append((_bins(unit), _bins(other)))
+        progress(1)
+    counts, released_counts = np.sum(pooled, axis=0)
+    return LayerNormErrors(
+        images=len(images),
+        layers=tuple(layers),
+        edges=tuple(ERROR_EDGES.tolist()),
+        counts=tuple(counts.tolist()),
+        released_counts=tuple(released_counts.tolist()),
+    )
+
+
+def _real_layernorm(x: np.ndarray, node: FloatNode) -> np.ndarray:
+    """LayerNorm of the last axis in float64."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    deviation = np.sqrt(np.square(centred).mean(axis=-1, keepdims=True) + node.attributes["eps"])
+    return centred / deviation * node.parameters["weight"].astype(float) + node.parameters["bias"].astype(float)
+
+
+def _size_of(error: np.ndarray) -> Sequence[float]:
+    """Root mean square and largest magnitude."""
+    return float(np.sqrt(np.square(error).mean())), float(np.abs(error).max())
+
+
+def _bins(error: np.ndarray) -> np.ndarray:
+    return np.histogram(np.clip(error, ERROR_EDGES[0], ERROR_EDGES[-1]), ERROR_EDGES)[0]
