@@ -39,7 +39,8 @@ def demo_figures(result: DemoResult) -> list[Figure]:
         Figure(
             "attention_codes",
             "Attention codes",
-            "Log2 codes of Log-Int-Softmax on the same images: code c stands for 2^\N{MINUS SIGN}c, "
+            "Log2 codes of Log-Int-Softmax on the same images: code c stands for 2 to the power of "
+            "\N{MINUS SIGN}c, "
             "“0” is the zero symbol past the last code.",
             code_histograms(result.attention),
         ),

@@ -137,9 +137,9 @@ class Facts:
 
 def facts(unit: StreamUnit, name: str) -> Facts:
     """The facts about a unit that is exported as module `name`."""
-    longest = next(
-        (getattr(unit.spec, field) for field in ("row_length", "channels") if hasattr(unit.spec, field)), None
-    )
+    # One channel stands for rows of any length.
+    bounds = [getattr(unit.spec, field, 1) for field in ("row_length", "channels")]
+    longest = max(bounds) if max(bounds) > 1 else None
     spec = unit.spec.to_dict()
     return Facts(
         module=name,

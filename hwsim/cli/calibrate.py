@@ -43,6 +43,7 @@ def calibrate_command(
     architecture: str | None,
     data: Path | None,
     images: int | None,
+    seed: int,
     output: Path | None,
     **recipe_values: Any,
 ) -> None:
@@ -55,7 +56,7 @@ def calibrate_command(
     from hwsim.program import save_program
 
     recipe = make_recipe(**recipe_values)
-    graph, image_set = calibration_source(network, checkpoint, architecture, data, images)
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed)
     _, program = calibrated(graph, image_set, recipe)
     path = output or BUILD / "programs" / f"{graph.name}-{recipe.name.replace(' ', '-').replace('/', '-')}.safetensors"
     save_program(program, path)
@@ -91,6 +92,7 @@ def audit_command(
     architecture: str | None,
     data: Path | None,
     images: int | None,
+    seed: int,
     on_data: Path | None,
     on_images: int,
     points: bool,
@@ -105,7 +107,7 @@ def audit_command(
     from hwsim.audit import audit
 
     recipe = make_recipe(**recipe_values)
-    graph, image_set = calibration_source(network, checkpoint, architecture, data, images)
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed)
     calibration, program = calibrated(graph, image_set, recipe)
     chosen = evaluation_images(program, on_data, on_images)
     with progress("auditing", len(chosen.images)) as done:

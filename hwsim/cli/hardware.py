@@ -212,10 +212,15 @@ def show_results(results: Sequence[CosimResult]) -> None:
     for result in results:
         if result.first_mismatch is not None:
             click.echo(f"first mismatch: {result.first_mismatch}")
-            click.echo(f"Verilog: {result.verilog}")
+            click.echo(f"Verilog: {_from_here(result.verilog)}")
             if result.waveform is not None:
-                click.echo(f"waveform: {result.waveform}")
+                click.echo(f"waveform: {_from_here(result.waveform)}")
     compared = sum(result.compared for result in results)
     wrong = sum(result.mismatches for result in results)
     cycles = sum(result.cycles for result in results)
     click.echo(f"{compared:,} activations compared in {cycles:,} clock cycles, {wrong:,} mismatches")
+
+
+def _from_here(path: Path) -> Path:
+    """A path below the working folder as seen from there."""
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -41,6 +41,7 @@ network_options = with_options(
     click.option("--architecture", help="timm model of a CHECKPOINT whose file name does not tell."),
     click.option("--data", type=click.Path(path_type=Path), help="Folder of calibration images."),
     click.option("--images", type=click.IntRange(1), help="Calibration images.  [default: all, at most 1000]"),
+    click.option("--seed", default=0, show_default=True, type=int, help="Of the order of the images of a folder."),
 )
 
 recipe_options = with_options(
@@ -119,15 +120,23 @@ def read_folder(
 
 
 def calibration_source(
-    network: str, checkpoint: Path | None, architecture: str | None, data: Path | None, images: int | None
+    network: str,
+    checkpoint: Path | None,
+    architecture: str | None,
+    data: Path | None,
+    images: int | None,
+    seed: int = 0,
 ) -> tuple[FloatGraph, ImageSet]:
     """Float network and calibration images of the options.
+
+    Images of a folder are shuffled: the last batch settles the power-of-two factors, and must not be one class.
 
     Raises
     ------
     HwsimError
         A network or data set that is not there or does not fit.
     """
+    from hwsim.data import ImageSet
     from hwsim.networks.load import load_network
 
     graph = load_network(network, checkpoint=checkpoint, architecture=architecture)
@@ -136,7 +145,10 @@ def calibration_source(
         if network != EMBEDDED:
             raise HwsimError(f"{network}: give calibration images with --data FOLDER")
         return graph, embedded_calibration_set().head(limit)
-    return graph, read_folder(data, graph.image_size, graph.crop_ratio, None, limit)
+    import numpy as np
+
+    found = read_folder(data, graph.image_size, graph.crop_ratio, None, limit)
+    return graph, ImageSet(np.random.default_rng(seed).permutation(found.images), None)
 
 
 def embedded_calibration_set() -> ImageSet:
@@ -172,12 +184,11 @@ def open_program(path: Path | None) -> Program:
     HwsimError
         The file is missing or not a valid program.
     """
-    from golden import __version__
     from hwsim.program import load_program, save_program
 
     if path is not None:
         return load_program(path)
-    path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{__version__}.safetensors"
+    path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{_code_digest()}.safetensors"
     if not path.exists():
         from hwsim.quantize.calibrate import calibrate
         from hwsim.quantize.lower import lower
@@ -187,6 +198,21 @@ def open_program(path: Path | None) -> Program:
         graph, images = calibration_source(EMBEDDED, None, None, None, None)
         save_program(lower(calibrate(graph, images.images, fq_vit())), path)
     return load_program(path)
+
+
+def _code_digest() -> str:
+    """Short digest of the code that decides a program, so that a kept one is not used after a change."""
+    import hashlib
+
+    import golden
+    import hwsim
+
+    digest = hashlib.sha256()
+    for package in (golden, hwsim):
+        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
+            if "cli" not in path.parts:
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
 
 
 def parse_images(text: str) -> list[int]:

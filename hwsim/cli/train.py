@@ -58,4 +58,4 @@ def train_command(
     click.echo(f"checkpoint: {report.checkpoint}")
     if report.held_out_top1 is not None:
         click.echo(f"top-1 on held-out training images: {report.held_out_top1:.2f} %")
-    click.echo(f"top-1 on the 10 000 test images: {report.test_top1:.2f} %")
+    click.echo(f"top-1 on the test images: {report.test_top1:.2f} %")

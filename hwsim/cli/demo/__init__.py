@@ -84,6 +84,8 @@ def run_demo(
     HwsimError
         A file cannot be written, a tool is missing, or there is no such unit.
     """
+    from threadpoolctl import threadpool_limits
+
     from golden import __version__
     from golden.files import write_atomically
     from hwsim.cli.demo import hardware, software
@@ -101,7 +103,9 @@ def run_demo(
     @contextmanager
     def step(name: str) -> Iterator[None]:
         start = time.perf_counter()
-        yield
+        # Threads of the libraries wait for each other after every small operation; see hwsim.execute.parallel.
+        with threadpool_limits(limits=1):
+            yield
         seconds[name] = time.perf_counter() - start
 
     files = {

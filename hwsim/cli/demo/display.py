@@ -59,8 +59,8 @@ def show_audits(audits: Sequence[AuditSummary]) -> None:
             for point in audit.worst
         ]
         title = (
-            f"Lowering audit, {audit.recipe}: integer minus fake-quantized codes (LSB), "
-            f"worst of {audit.points} points, {audit.images} images"
+            f"Lowering audit of {audit.recipe}: integer minus fake-quantized codes in LSB, "
+            f"{audit.points} points, {audit.images} images"
         )
         table(columns, rows, title=title)
 

@@ -12,7 +12,7 @@ from golden.errors import HwsimError
 from hwsim.audit import audit
 from hwsim.data import ImageSet
 from hwsim.execute import Executor, top1
-from hwsim.execute.parallel import batches
+from hwsim.execute.parallel import map_batches
 from hwsim.networks.graph import FloatNode
 from hwsim.program import Program
 from hwsim.quantize.calibrate import Calibration
@@ -29,7 +29,8 @@ from hwsim.report import (
 )
 
 Advance = Callable[[int], None]
-BATCH = 50
+# Small, so that what the many small operations hand on stays in the cache.
+FAKE_QUANT_BATCH = 20
 ERROR_EDGES = np.linspace(-2, 2, 201)
 
 
@@ -44,7 +45,7 @@ def measure_accuracy(
     start = time.perf_counter()
     integer = executor.predict(chosen.images, progress=progress)
     seconds = time.perf_counter() - start
-    fake = FakeQuantNetwork(calibration).predict(chosen.images, batch=BATCH, progress=progress)
+    fake = FakeQuantNetwork(calibration).predict(chosen.images, batch=FAKE_QUANT_BATCH, progress=progress)
     return Accuracy(
         recipe=program.recipe,
         bits=bits,
@@ -105,11 +106,9 @@ def count_codes(
     points |= {node.name: node.spec.output.maximum + 1 for node in nodes}
     counts = {name: np.zeros(length, np.int64) for name, length in points.items()}
     executor = Executor(program)
-    for part in batches(len(images), BATCH):
-        _, kept = executor.run(images[part], keep=points.keys())
+    for kept in map_batches(lambda part: executor.run(images[part], points.keys())[1], len(images), 10, progress):
         for name, codes in kept.items():
             counts[name] += np.bincount(codes.reshape(-1), minlength=points[name])
-        progress(part.stop - part.start)
     scores, attention = [], []
     for node in nodes:
         grid = calibration.uniform_grid(node.inputs[0])
