@@ -12,7 +12,8 @@ from matplotlib.figure import Figure as Canvas
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter
 
-from hwsim.report import ROUNDING_RMS, Accuracy, CodeCounts, DemoResult, Figure, LayerNormErrors
+from hwsim.page import Figure
+from hwsim.report import ROUNDING_RMS, Accuracy, CodeCounts, DemoResult, LayerNormErrors
 
 BLUE, ORANGE, GREY, INK, LINE = "#0072B2", "#E69F00", "#8C8C8C", "#222222", "#E5E5E5"
 DPI = 150

@@ -1,16 +1,15 @@
-"""What the demo found, as data, and the HTML page made from it.
+"""What the demo found, as data.
 
-`DemoResult` holds everything that the command line prints and the page shows;
-`as_values` turns it into JSON values, derived figures included.
+`DemoResult` holds everything that the command line prints and the page of
+`hwsim.page` shows; `to_json` writes it, derived figures included.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -408,55 +407,3 @@ def to_json(result: DemoResult) -> str:
         A figure is not finite.
     """
     return json.dumps(as_values(result), indent=1, allow_nan=False) + "\n"
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A plot with its text.
-
-    Attributes
-    ----------
-    name, title, caption : str
-        The name is that of the file, without its ending.
-    png : bytes
-    """
-
-    name: str
-    title: str
-    caption: str
-    png: bytes
-
-    @property
-    def width(self) -> int:
-        """In CSS pixels: two thirds of the width in the PNG header, as it is drawn for dense screens."""
-        return int.from_bytes(self.png[16:20], "big") * 2 // 3
-
-    @property
-    def data_uri(self) -> str:
-        return "data:image/png;base64," + base64.b64encode(self.png).decode()
-
-
-def to_html(result: DemoResult, figures: Sequence[Figure]) -> str:
-    """The report: one HTML page with everything in it, readable offline.
-
-    Parameters
-    ----------
-    result : DemoResult
-    figures : sequence of Figure
-        Of `hwsim.plots.demo_figures`; embedded as base64.
-    """
-    from jinja2 import Environment, PackageLoader, StrictUndefined
-
-    environment = Environment(
-        loader=PackageLoader("hwsim", "templates"),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["count"] = lambda value: f"{value:,.0f}"
-    environment.filters["fixed"] = lambda value, digits=2: f"{value:.{digits}f}"
-    environment.filters["signed"] = lambda value, digits=2: f"{value:+.{digits}f}".replace("-", "\N{MINUS SIGN}")
-    return environment.get_template("report.html").render(
-        result=result, figures={figure.name: figure for figure in figures}, rounding_rms=ROUNDING_RMS
-    )

@@ -29,7 +29,8 @@ class AdaLogMatmul(wiring.Component):
 
     * Throughput: one code and `lanes` values a cycle, from one row to the next without a gap;
       a row of K codes takes K cycles.
-    * Latency: from the last element to the sums, 4 cycles and one for every two bits of the
+    * Latency: from the last element to the sums, 4 cycles, one for every two bits of the mantissa
+      (``(code_bits + 1) // 2``) and one for every two bits of the
       largest left shift. Only a row that ends before the sums of the one before were
       taken waits for them.
     * Rows of any length pass; past ``spec.row_length`` the sums may wrap around.

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from hwsim.cli.demo import hardware, software
 from hwsim.execute import numba_kernels
 from hwsim.program import load_program
 from rtl import catalog
+from sim_tests.compare import Mismatch
+from sim_tests.cosim import CosimResult
 
 UNIT = "lookup"
 
@@ -115,6 +118,19 @@ def test_a_wrong_integer_ends_the_demo_with_status_1(output, capsys, monkeypatch
     assert "image 0, row 7, element 11" in " ".join(printed.out.split())
     assert "2 integers differ" in printed.err
     assert "image 0, row 7, element 11" in (output / "report.html").read_text()
+
+
+def test_a_waveform_is_named_from_the_folder_of_the_report(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = Mismatch("lookup", "gelu", 0, 7, 11, "5", "4", 99)
+    # Cosimulation gives whole paths, the command line may have given a relative one.
+    waveform = tmp_path / "out" / "cosim" / "lookup-cycle-99.vcd"
+    result = CosimResult("lookup", "gelu", 100, 1, 10, 110, 10.0, first, waveform, tmp_path / "lookup.v", 1)
+    for output in (Path("out"), tmp_path / "out"):
+        run = hardware._run(result, output)
+        assert run.waveform == "cosim/lookup-cycle-99.vcd"
+        assert (run.compared, run.mismatches, run.cycles) == (100, 1, 110)
+        assert "row 7, element 11: expected 5, got 4, in cycle 99" in run.first_mismatch
 
 
 def test_no_report_of_an_earlier_run_survives_a_failure(tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hwsim import plots
+from hwsim.page import Figure, to_html
 from hwsim.report import (
     Accuracy,
     AuditedPoint,
@@ -16,14 +17,12 @@ from hwsim.report import (
     CodeCounts,
     DemoResult,
     ExecutorAgreement,
-    Figure,
     LayerNormError,
     LayerNormErrors,
     RtlLayer,
     RtlRun,
     RtlUnit,
     as_values,
-    to_html,
     to_json,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import click
@@ -42,6 +43,8 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one line and status 2 for bad input, 130 for an interrupt."""
+    # Threads that spin at barriers cost a busy machine several times the work; torch reads this when it loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         cli.main(args=arguments, prog_name="hwsim", standalone_mode=False)
     except HwsimError as error:

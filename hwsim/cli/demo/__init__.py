@@ -90,10 +90,11 @@ def run_demo(
     from golden.files import write_atomically
     from hwsim.cli.demo import hardware, software
     from hwsim.networks.interpret import Interpreter, predict
+    from hwsim.page import to_html
     from hwsim.plots import demo_figures
     from hwsim.program import save_program
     from hwsim.quantize.recipe import fq_vit
-    from hwsim.report import DemoResult, to_html, to_json
+    from hwsim.report import DemoResult, to_json
     from rtl import catalog
 
     for unit in units:

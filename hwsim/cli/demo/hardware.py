@@ -106,12 +106,13 @@ def cosimulate_units(
 
 
 def _run(result: CosimResult, output: Path) -> RtlRun:
+    waveform = result.waveform
     return RtlRun(
         compared=result.compared,
         mismatches=result.mismatches,
         cycles=result.cycles,
         first_mismatch=None if result.first_mismatch is None else str(result.first_mismatch),
-        waveform=None if result.waveform is None else result.waveform.relative_to(output).as_posix(),
+        waveform=None if waveform is None else waveform.resolve().relative_to(output.resolve()).as_posix(),
     )
 
 
