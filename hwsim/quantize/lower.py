@@ -229,7 +229,7 @@ class _Lowering:
         outgoing = self.grids[node.name]
         operands = [self.grids[self.graph.source(name).name] for name in node.inputs]
         assert isinstance(outgoing, UniformGrid | PowerOfTwoGrid)
-        channels = len(self._last_axis(node))
+        channels = self._channels(node)
         multipliers, zero_points = [], []
         for grid in operands:
             assert isinstance(grid, UniformGrid | PowerOfTwoGrid)
@@ -274,11 +274,11 @@ class _Lowering:
             raise HwsimError(f"{name}: an operand's scale is too far above that of the sum; widen multiplier_bits")
         return [np.rint(np.ldexp(ratio, shift)).astype(np.int64) for ratio in ratios], shift
 
-    def _last_axis(self, node: FloatNode) -> range:
+    def _channels(self, node: FloatNode) -> int:
         """Channels of a residual sum: those of the linear or constant that joins it."""
         source = self.graph.source(node.inputs[1])
         parameter = source.parameters["bias"] if source.operation == "linear" else source.parameters["value"]
-        return range(parameter.shape[-1])
+        return int(parameter.shape[-1])
 
     def _lower_layernorm(self, node: FloatNode) -> None:
         incoming = self.grids[self.graph.source(node.inputs[0]).name]
