@@ -112,4 +112,4 @@ fi
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 
 echo "setup: installing the package and its tools into $venv (some gigabytes; half a minute on a fast line)"
-"$venv/bin/uv" pip install --python "$venv/bin/python" --editable '.[calibrate,dev]'
+"$venv/bin/uv" pip install --python "$venv/bin/python" --editable '.[calibrate,dev,fpga]'
