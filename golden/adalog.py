@@ -16,6 +16,7 @@ import numpy as np
 from golden.accumulate import accumulate, prove_fits
 from golden.arithmetic import round_half_even_shift
 from golden.errors import HwsimError
+from golden.heads import check_heads, head_axis, largest_centred, requantize_heads, zero_point_constant
 from golden.matmul import matmul_shape
 from golden.requantize import RequantizeSpec
 from golden.spec import Constant, Constants, IntFormat, Shape, Spec, ranged
@@ -140,14 +141,16 @@ class AdaLogMatmulSpec(Spec):
         Fraction bits of the accumulator.
     largest_shift : int
         The reach of the shifter: of a code with a larger entry in the shift table nothing is left.
+    heads : int
+        See `golden.heads`.
     requantize : RequantizeSpec
-        Of one channel; its input format is the accumulator.
+        Its input format is the accumulator.
 
     Constants
     ---------
     shift_table : [2**code_bits], unsigned 10-bit
     mantissa_table : [2**code_bits], unsigned `code_bits` + 1
-    zero_v : [], signed `value_bits` + 1
+    zero_v : see `golden.heads`, signed `value_bits` + 1
     multiplier, shift, zero_point : as in `RequantizeSpec`
     """
 
@@ -157,11 +160,11 @@ class AdaLogMatmulSpec(Spec):
     row_length: int = ranged(1, 1 << 14)
     guard_bits: int = ranged(0, 32)
     largest_shift: int = ranged(0, 63)
+    heads: int = ranged(1, 1 << 10, default=1)
     requantize: RequantizeSpec
 
     def validate(self) -> None:
-        if self.requantize.channels != 1 or not self.requantize.input.signed:
-            raise HwsimError("adalog_matmul spec: requantize must have one channel and a signed input")
+        check_heads(self)
 
     @property
     def product_bits(self) -> int:
@@ -178,7 +181,7 @@ class AdaLogMatmulSpec(Spec):
         return {
             "shift_table": Constant(entries, IntFormat(10)),
             "mantissa_table": Constant(entries, IntFormat(self.code_bits + 1)),
-            "zero_v": Constant((), IntFormat(self.value_bits + 1, signed=True)),
+            "zero_v": zero_point_constant(self.heads, self.value_bits),
             **self.requantize.constants,
         }
 
@@ -201,8 +204,7 @@ class AdaLogMatmulSpec(Spec):
 
     def bounds(self, constants: Constants) -> tuple[int, int]:
         """Range of every partial sum, for any row of codes."""
-        zero = int(constants["zero_v"])
-        value = max(abs(zero), abs(IntFormat(self.value_bits).maximum - zero))
+        value = largest_centred(constants["zero_v"], self.value_bits)
         shift = constants["shift_table"].astype(np.int64)
         mantissa = np.where(shift > self.largest_shift, 0, constants["mantissa_table"].astype(np.int64))
         product = (mantissa * value << self.guard_bits) >> np.minimum(shift, 63)
@@ -218,7 +220,7 @@ class AdaLogMatmulSpec(Spec):
 
         In units of ``2**-guard_bits / (2**(code_bits+1) - 2)`` value steps.
         """
-        centred = values.astype(np.int64) - constants["zero_v"]
+        centred = values.astype(np.int64) - head_axis(constants["zero_v"])
         shifts = constants["shift_table"].astype(np.int64)
         total = np.zeros(
             np.broadcast_shapes(codes.shape[:-1] + (1,), values.shape[:-2] + (1, values.shape[-1])), np.int64
@@ -232,7 +234,7 @@ class AdaLogMatmulSpec(Spec):
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         """Codes ``[..., M, N]``."""
-        return self.requantize.compute(constants, self.accumulate(constants, *inputs))
+        return requantize_heads(self, constants, self.accumulate(constants, *inputs))
 
 
 class AdaLogDecodeSpec(Spec):

@@ -9,6 +9,14 @@ from golden.errors import HwsimError
 from golden.spec import Constant, Constants, IntFormat, Shape, Spec, ranged
 
 
+def scaled_sum(constants: Constants, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """``round_half_even((multiplier_a*a + multiplier_b*b + offset) / 2**shift)`` of codes, int64."""
+    total = a.astype(np.int64) * constants["multiplier_a"].astype(np.int64)
+    total = total + b.astype(np.int64) * constants["multiplier_b"].astype(np.int64)
+    result: np.ndarray = round_half_even_shift(total + constants["offset"], constants["shift"])
+    return result
+
+
 class AddSpec(Spec):
     """``saturate(round_half_even((multiplier_a*a + multiplier_b*b + offset) / 2**shift))``.
 
@@ -68,6 +76,4 @@ class AddSpec(Spec):
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         """Codes of the sum of ``a`` and ``b``, ``[..., channels]`` each."""
-        a, b = (codes.astype(np.int64) for codes in inputs)
-        total = a * constants["multiplier_a"].astype(np.int64) + b * constants["multiplier_b"].astype(np.int64)
-        return saturate(round_half_even_shift(total + constants["offset"], constants["shift"]), self.output)
+        return saturate(scaled_sum(constants, *inputs), self.output)

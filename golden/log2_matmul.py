@@ -10,6 +10,7 @@ import numpy as np
 
 from golden.accumulate import accumulate, prove_fits
 from golden.errors import HwsimError
+from golden.heads import check_heads, head_axis, largest_centred, requantize_heads, zero_point_constant
 from golden.matmul import matmul_shape
 from golden.requantize import RequantizeSpec
 from golden.spec import Constant, Constants, IntFormat, Shape, Spec, one_of, ranged
@@ -28,12 +29,14 @@ class Log2MatmulSpec(Spec):
         Longest row of codes.
     beyond : {"zero", "saturate"}
         Of the softmax that makes the codes; only "zero" has the zero symbol.
+    heads : int
+        See `golden.heads`.
     requantize : RequantizeSpec
-        Of one channel; its input format is the accumulator.
+        Its input format is the accumulator.
 
     Constants
     ---------
-    zero_v : [], signed `value_bits` + 1
+    zero_v : see `golden.heads`, signed `value_bits` + 1
     multiplier, shift, zero_point : as in `RequantizeSpec`
     """
 
@@ -42,11 +45,11 @@ class Log2MatmulSpec(Spec):
     value_bits: int = ranged(1, 16)
     row_length: int = ranged(1, 1 << 14)
     beyond: str = one_of("zero", "saturate", default="zero")
+    heads: int = ranged(1, 1 << 10, default=1)
     requantize: RequantizeSpec
 
     def validate(self) -> None:
-        if self.requantize.channels != 1 or not self.requantize.input.signed:
-            raise HwsimError("log2_matmul spec: requantize must have one channel and a signed input (the accumulator)")
+        check_heads(self)
 
     @property
     def last_code(self) -> int:
@@ -59,7 +62,7 @@ class Log2MatmulSpec(Spec):
     @property
     def constants(self) -> dict[str, Constant]:
         return {
-            "zero_v": Constant((), IntFormat(self.value_bits + 1, signed=True)),
+            "zero_v": zero_point_constant(self.heads, self.value_bits),
             **self.requantize.constants,
         }
 
@@ -92,8 +95,7 @@ class Log2MatmulSpec(Spec):
 
     def bounds(self, constants: Constants) -> tuple[int, int]:
         """Range of every partial sum of a row that comes from a softmax."""
-        zero = int(constants["zero_v"])
-        largest = self.largest_row_weight * max(abs(zero), abs(IntFormat(self.value_bits).maximum - zero))
+        largest = self.largest_row_weight * largest_centred(constants["zero_v"], self.value_bits)
         return -largest, largest
 
     def prove(self, constants: Constants) -> None:
@@ -107,9 +109,9 @@ class Log2MatmulSpec(Spec):
         """
         weight = np.int64(1) << (self.last_code - np.minimum(codes, self.last_code).astype(np.int64))
         weight = np.where(codes == self.zero_symbol, 0, weight)
-        centred = values.astype(np.int64) - constants["zero_v"]
+        centred = values.astype(np.int64) - head_axis(constants["zero_v"])
         return accumulate(weight, centred, 0, self.accumulator, "prove")
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         """Codes ``[..., M, N]``."""
-        return self.requantize.compute(constants, self.accumulate(constants, *inputs))
+        return requantize_heads(self, constants, self.accumulate(constants, *inputs))

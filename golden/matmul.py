@@ -6,6 +6,7 @@ import numpy as np
 
 from golden.accumulate import OVERFLOW, accumulate, prove_fits
 from golden.errors import HwsimError
+from golden.heads import check_heads, head_axis, largest_centred, requantize_heads, zero_point_constant
 from golden.requantize import RequantizeSpec
 from golden.spec import Constant, Constants, IntFormat, Shape, Spec, one_of, ranged
 
@@ -28,12 +29,13 @@ class MatmulSpec(Spec):
         Length of the contracted axis.
     overflow : {"prove", "wrap", "saturate"}
         See `golden.accumulate`; the accumulator is the requantizer's input format.
+    heads : int
+        See `golden.heads`.
     requantize : RequantizeSpec
-        Of one channel.
 
     Constants
     ---------
-    zero_a, zero_b : [], signed, one bit wider than the codes
+    zero_a, zero_b : see `golden.heads`, signed, one bit wider than the codes
     multiplier, shift, zero_point : as in `RequantizeSpec`
     """
 
@@ -42,17 +44,17 @@ class MatmulSpec(Spec):
     b_bits: int = ranged(1, 24)
     inner: int = ranged(1, 1 << 20)
     overflow: str = one_of(*OVERFLOW, default="prove")
+    heads: int = ranged(1, 1 << 10, default=1)
     requantize: RequantizeSpec
 
     def validate(self) -> None:
-        if self.requantize.channels != 1 or not self.requantize.input.signed:
-            raise HwsimError("matmul spec: requantize must have one channel and a signed input (the accumulator)")
+        check_heads(self)
 
     @property
     def constants(self) -> dict[str, Constant]:
         return {
-            "zero_a": Constant((), IntFormat(self.a_bits + 1, signed=True)),
-            "zero_b": Constant((), IntFormat(self.b_bits + 1, signed=True)),
+            "zero_a": zero_point_constant(self.heads, self.a_bits),
+            "zero_b": zero_point_constant(self.heads, self.b_bits),
             **self.requantize.constants,
         }
 
@@ -77,8 +79,7 @@ class MatmulSpec(Spec):
         """Proven range of every partial sum."""
         largest = self.inner
         for name, bits in (("zero_a", self.a_bits), ("zero_b", self.b_bits)):
-            zero = int(constants[name])
-            largest *= max(abs(zero), abs(IntFormat(bits).maximum - zero))
+            largest *= largest_centred(constants[name], bits)
         return -largest, largest
 
     def prove(self, constants: Constants) -> None:
@@ -88,10 +89,10 @@ class MatmulSpec(Spec):
 
     def accumulate(self, constants: Constants, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Accumulators ``[..., M, N]`` of ``a [..., M, inner]`` and ``b [..., inner, N]``, int64."""
-        a = a.astype(np.int64) - constants["zero_a"]
-        b = b.astype(np.int64) - constants["zero_b"]
+        a = a.astype(np.int64) - head_axis(constants["zero_a"])
+        b = b.astype(np.int64) - head_axis(constants["zero_b"])
         return accumulate(a, b, 0, self.accumulator, self.overflow)
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         """Codes ``[..., M, N]``."""
-        return self.requantize.compute(constants, self.accumulate(constants, *inputs))
+        return requantize_heads(self, constants, self.accumulate(constants, *inputs))

@@ -24,15 +24,15 @@ def patches(image: Any, size: int) -> Any:
 
 
 def split_heads(tokens: Any, heads: int, part: int, parts: int) -> Any:
-    """One of `parts` equal column groups as heads: [B, T, parts*C] to [B, heads, T, C/heads]."""
-    batch, length, columns = tokens.shape
-    return tokens.reshape(batch, length, parts, heads, columns // (parts * heads))[:, :, part].swapaxes(1, 2)
+    """One of `parts` equal column groups as heads: [..., T, parts*C] to [..., heads, T, C/heads]."""
+    *lead, columns = tokens.shape
+    return tokens.reshape(*lead, parts, heads, columns // (parts * heads))[..., part, :, :].swapaxes(-2, -3)
 
 
 def merge_heads(tokens: Any) -> Any:
-    """[B, heads, T, d] to [B, T, heads*d]."""
-    batch, heads, length, depth = tokens.shape
-    return tokens.swapaxes(1, 2).reshape(batch, length, heads * depth)
+    """[..., heads, T, d] to [..., T, heads*d]."""
+    *lead, heads, length, depth = tokens.shape
+    return tokens.swapaxes(-2, -3).reshape(*lead, length, heads * depth)
 
 
 class PatchesSpec(Spec):
@@ -98,12 +98,12 @@ class SplitHeadsSpec(Spec):
         return (self.output,)
 
     def shape(self, *inputs: Shape) -> Shape:
-        length, columns = inputs[0]
+        *lead, length, columns = inputs[0]
         if columns % (self.parts * self.heads):
             raise HwsimError(
                 f"split_heads: {columns} columns do not divide into {self.parts} parts of {self.heads} heads"
             )
-        return (self.heads, length, columns // (self.parts * self.heads))
+        return (*lead, self.heads, length, columns // (self.parts * self.heads))
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         return split_heads(inputs[0], self.heads, self.part, self.parts)
@@ -130,8 +130,8 @@ class MergeHeadsSpec(Spec):
         return (self.output,)
 
     def shape(self, *inputs: Shape) -> Shape:
-        heads, length, depth = inputs[0]
-        return (length, heads * depth)
+        *lead, heads, length, depth = inputs[0]
+        return (*lead, length, heads * depth)
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         return merge_heads(inputs[0])
@@ -166,17 +166,21 @@ class TransposeSpec(Spec):
 
 
 class TakeTokenSpec(Spec):
-    """One token of a sequence: [B, T, C] to [B, 1, C].
+    """Consecutive tokens of a sequence: [B, T, C] to [B, count, C].
 
     Attributes
     ----------
     index : int
+        First token.
+    count : int
+        How many.
     bits : int
         Width of the unsigned codes.
     """
 
     kind = "take_token"
     index: int = ranged(0, 1 << 16)
+    count: int = ranged(1, 1 << 16, default=1)
     bits: int = ranged(1, 16)
 
     @property
@@ -189,12 +193,40 @@ class TakeTokenSpec(Spec):
 
     def shape(self, *inputs: Shape) -> Shape:
         length, channels = inputs[0]
-        if self.index >= length:
-            raise HwsimError(f"take_token: token {self.index} of {length}")
-        return (1, channels)
+        if self.index + self.count > length:
+            raise HwsimError(f"take_token: token {self.index + self.count - 1} of {length}")
+        return (self.count, channels)
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
-        return inputs[0][:, self.index : self.index + 1]
+        return inputs[0][:, self.index : self.index + self.count]
+
+
+class JoinTokensSpec(Spec):
+    """The channels of all tokens side by side: [B, T, C] to [B, 1, T*C].
+
+    Attributes
+    ----------
+    bits : int
+        Width of the unsigned codes.
+    """
+
+    kind = "join_tokens"
+    bits: int = ranged(1, 16)
+
+    @property
+    def output(self) -> IntFormat:
+        return IntFormat(self.bits)
+
+    @property
+    def inputs(self) -> tuple[IntFormat, ...]:
+        return (self.output,)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        length, channels = inputs[0]
+        return (1, length * channels)
+
+    def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
+        return inputs[0].reshape(len(inputs[0]), 1, -1)
 
 
 class ConstantSpec(Spec):

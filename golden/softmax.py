@@ -6,7 +6,7 @@ import numpy as np
 
 from golden.arithmetic import round_half_even_divide
 from golden.errors import HwsimError
-from golden.log_softmax import exponential_table, prove_exponential
+from golden.log_softmax import WIDEST_SCORE, exponential_table, prove_exponential
 from golden.spec import Constant, Constants, IntFormat, Shape, Spec, ranged
 
 
@@ -29,7 +29,7 @@ class SoftmaxSpec(Spec):
     """
 
     kind = "softmax"
-    score_bits: int = ranged(2, 12)
+    score_bits: int = ranged(2, WIDEST_SCORE)
     fraction_bits: int = ranged(0, 30)
     row_length: int = ranged(1, 1 << 14)
     polynomial_bits: int = ranged(1, 32)

@@ -12,6 +12,9 @@ from golden import (
     rearrange,
     requantize,
     softmax,
+    token_mean,
+    twin,
+    windows,
 )
 
 __all__ = [
@@ -26,4 +29,7 @@ __all__ = [
     "rearrange",
     "requantize",
     "softmax",
+    "token_mean",
+    "twin",
+    "windows",
 ]

@@ -136,7 +136,7 @@ def audit(
     points = {
         node.name: PointAudit(node.name, node.spec.kind, Agreement(), Agreement())
         for node in program.nodes
-        if node.name in calibration.grids and calibration.graph[node.name].role != "hidden"
+        if node.name in calibration.grids
     }
     logits: dict[str, list[np.ndarray]] = {"float": [], "fake": [], "integer": []}
     for part in batches(len(images), batch):

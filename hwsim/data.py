@@ -1,18 +1,28 @@
-"""Image folders as uint8 arrays, with class indices from the folder names."""
+"""Image sets as uint8 arrays of a network's size: class folders, IDX, CIFAR and ``.npz`` alike."""
 
 from __future__ import annotations
 
+import os
 import re
+import tempfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from golden.errors import HwsimError
+from hwsim.image_arrays import ImageArrays, find_arrays
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _WNID = re.compile(r"n\d{8}")
+# Larger sets live in a temporary file that the system maps, so that memory does not bound them.
+_LARGEST_IN_MEMORY = 1 << 30
 
 
 class ImageSet(NamedTuple):
@@ -81,87 +91,181 @@ def _class_indices(folder: Path, names: list[str], classes: int) -> dict[str, in
     return {name: index for index, name in enumerate(names)}
 
 
-def load_image(path: Path, image_size: tuple[int, int, int], crop_ratio: float) -> np.ndarray:
-    """One image resized (bicubic, short side ``size / crop_ratio``) and centre cropped.
+@dataclass(frozen=True)
+class ImageSource:
+    """Images that were found and not read yet.
 
-    Returns
-    -------
-    ndarray of uint8 [H, W, C]
-
-    Raises
-    ------
-    HwsimError
-        The file is not a readable image.
+    Attributes
+    ----------
+    path : Path
+        What the user named.
+    count : int
+    open_image : callable
+        The image of an index, decoded, in PIL's mode "L" or "RGB" as the second argument says.
+    labels : callable
+        Class indices for a network of so many classes, or None.
+    ready : bool
+        Images that have the size of the network are taken as they are.
     """
-    from PIL import Image, UnidentifiedImageError
 
-    height, width, channels = image_size
-    try:
-        with Image.open(path) as file:
-            image = file.convert("L" if channels == 1 else "RGB")
-    except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
-        raise HwsimError(f"{path}: not a readable image ({error}); remove or replace it") from None
-    short = int(min(height, width) / crop_ratio)
-    if min(image.size) != short:
-        across, down = image.size
-        size = (short, int(short * down / across)) if across <= down else (int(short * across / down), short)
-        image = image.resize(size, Image.Resampling.BICUBIC)
-    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
-    pixels = np.asarray(image.crop((left, top, left + width, top + height)))
-    return pixels.reshape(height, width, channels)
+    path: Path
+    count: int
+    open_image: Callable[[int, str], Image]
+    labels: Callable[[int], np.ndarray | None]
+    ready: bool
 
 
-def load_folder(
-    folder: Path,
-    image_size: tuple[int, int, int],
-    *,
-    crop_ratio: float = 1.0,
-    classes: int | None = None,
-    limit: int | None = None,
-    progress: Callable[[int], None] | None = None,
-) -> ImageSet:
-    """Read ``folder/class/image`` (with labels) or ``folder/image`` (without).
+def find_images(path: Path, *, part: str = "test", limit: int | None = None) -> ImageSource:
+    """Look for an image set.
 
     Parameters
     ----------
-    folder : Path
-        Class folders are ImageNet wnids (all or some), class numbers, or one name for each class in
-        sorted order.
-    image_size : tuple of int
-        Height, width, channels.
-    crop_ratio : float
-        See `load_image`.
-    classes : int, optional
-        Classes of the network; without it the folders give no labels.
+    path : Path
+        A folder of images, in class folders (``folder/class/image``) or not (``folder/image``, no labels). Class
+        folders are ImageNet wnids (all or some), class numbers, or one name for each class in sorted order.
+        Else what `hwsim.image_arrays.find_arrays` reads: IDX files, CIFAR batches, ``.npz``.
+    part : {"train", "test"}
+        Of a set that holds both.
     limit : int, optional
-        At most this many images, evenly spread over the sorted list.
-    progress : callable, optional
-        Called with 1 after each image.
+        At most this many images, evenly spread over the set.
 
     Raises
     ------
     HwsimError
-        The folder is missing or holds no image, an image cannot be read, or a class folder is unknown.
+        The path is missing, holds no images, or a file of arrays is not what it should be.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise HwsimError(f"{folder}: there is no such image folder")
+    path = Path(path)
+    if not path.exists():
+        raise HwsimError(f"{path}: there is no such image folder or file")
+    arrays = find_arrays(path, part)
+    if arrays is not None:
+        return _array_source(path, arrays, limit)
+    if path.is_file():
+        raise HwsimError(
+            f"{path}: is neither .npz, IDX images nor a CIFAR batch; give such a file or a folder of images"
+        )
+    return _folder_source(path, limit)
+
+
+def _spread(count: int, limit: int | None) -> list[int]:
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [index * count // limit for index in range(limit)]
+
+
+def _array_source(path: Path, arrays: ImageArrays, limit: int | None) -> ImageSource:
+    chosen = _spread(len(arrays.images), limit)
+
+    def open_image(index: int, mode: str) -> Image:
+        from PIL import Image
+
+        pixels = arrays.images[chosen[index]]
+        return Image.fromarray(np.ascontiguousarray(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels)).convert(
+            mode
+        )
+
+    def labels(classes: int) -> np.ndarray | None:
+        if arrays.labels is None:
+            return None
+        if arrays.labels.max() >= classes:
+            raise HwsimError(f"{path}: label {arrays.labels.max()} is past the network's {classes} classes")
+        found: np.ndarray = arrays.labels[chosen]
+        return found
+
+    return ImageSource(path, len(chosen), open_image, labels, ready=True)
+
+
+def _folder_source(folder: Path, limit: int | None) -> ImageSource:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise HwsimError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))}); give a folder of images")
-    if limit is not None and limit < len(paths):
-        paths = [paths[index * len(paths) // limit] for index in range(limit)]
-    names = sorted({path.parent.relative_to(folder).parts[0] for path in paths if path.parent != folder})
-    labels = None
-    if classes is not None and names:
+    paths = [paths[index] for index in _spread(len(paths), limit)]
+
+    def open_image(index: int, mode: str) -> Image:
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(paths[index]) as file:
+                return file.convert(mode)
+        except (UnidentifiedImageError, OSError, ValueError, SyntaxError) as error:
+            raise HwsimError(f"{paths[index]}: not a readable image ({error}); remove or replace it") from None
+
+    def labels(classes: int) -> np.ndarray | None:
+        names = sorted({path.parent.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+        if not names:
+            return None
         indices = _class_indices(folder, names, classes)
         loose = [path for path in paths if path.parent == folder]
         if loose:
             raise HwsimError(f"{loose[0]}: an image beside class folders; put it into one")
-        labels = np.array([indices[path.parent.relative_to(folder).parts[0]] for path in paths], dtype=np.int64)
-    images = np.empty((len(paths), *image_size), np.uint8)
-    for index, path in enumerate(paths):
-        images[index] = load_image(path, image_size, crop_ratio)
-        if progress is not None:
-            progress(1)
+        return np.array([indices[path.parent.relative_to(folder).parts[0]] for path in paths], dtype=np.int64)
+
+    return ImageSource(folder, len(paths), open_image, labels, ready=False)
+
+
+def _fit(image: Image, height: int, width: int, crop_ratio: float) -> Image:
+    """Resize (bicubic, short side ``size / crop_ratio``) and crop the centre."""
+    from PIL.Image import Resampling
+
+    short = int(min(height, width) / crop_ratio)
+    if min(image.size) != short:
+        across, down = image.size
+        size = (short, int(short * down / across)) if across <= down else (int(short * across / down), short)
+        image = image.resize(size, Resampling.BICUBIC)
+    left, top = round((image.width - width) / 2), round((image.height - height) / 2)
+    return image.crop((left, top, left + width, top + height))
+
+
+def load_images(
+    source: ImageSource,
+    image_size: tuple[int, int, int],
+    *,
+    crop_ratio: float = 1.0,
+    classes: int | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> ImageSet:
+    """Decode, resize and crop on all cores.
+
+    Parameters
+    ----------
+    source : ImageSource
+    image_size : tuple of int
+        Height, width, channels.
+    crop_ratio : float
+        Side of the centre crop over the short side of the resized image.
+    classes : int, optional
+        Classes of the network; without it there are no labels.
+    progress : callable, optional
+        Called with 1 after each image, in this thread.
+
+    Raises
+    ------
+    HwsimError
+        An image cannot be read, or a class is unknown.
+    """
+    height, width, channels = image_size
+    mode = "L" if channels == 1 else "RGB"
+    labels = None if classes is None else source.labels(classes)
+    images = _empty((source.count, *image_size))
+
+    def load(index: int) -> None:
+        image = source.open_image(index, mode)
+        if not (source.ready and image.size == (width, height)):
+            image = _fit(image, height, width, crop_ratio)
+        images[index] = np.asarray(image).reshape(height, width, channels)
+
+    pool = ThreadPoolExecutor(os.cpu_count())
+    try:
+        for _ in pool.map(load, range(source.count)):
+            if progress is not None:
+                progress(1)
+    finally:
+        pool.shutdown(cancel_futures=True)  # what is left after an error
     return ImageSet(images, labels)
+
+
+def _empty(shape: tuple[int, ...]) -> np.ndarray:
+    if np.prod(shape) <= _LARGEST_IN_MEMORY:
+        return np.empty(shape, np.uint8)
+    with tempfile.TemporaryFile() as file:  # the map outlives it
+        return np.memmap(file, np.uint8, "w+", shape=shape)

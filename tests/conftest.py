@@ -24,13 +24,51 @@ SMALL = {
 }
 
 
+SMALL_SWIN = {
+    "img_size": 16,
+    "patch_size": 2,
+    "in_chans": 3,
+    "num_classes": 7,
+    "embed_dim": 16,
+    "depths": (2, 2),
+    "num_heads": (2, 4),
+    "window_size": 4,
+    "mlp_ratio": 2,
+}
+
+
 def small_model(**changes: Any) -> Any:
     """A timm VisionTransformer with seeded random weights, spread so that its activations have outliers."""
     import torch
     from timm.models.vision_transformer import VisionTransformer
 
     torch.manual_seed(0)
-    model = VisionTransformer(**{**SMALL, **changes}).eval()
+    return spread_weights(VisionTransformer(**{**SMALL, **changes}))
+
+
+def small_distilled(**changes: Any) -> Any:
+    """Like `small_model`, with DeiT's distillation token and second head."""
+    import torch
+    from timm.models.deit import VisionTransformerDistilled
+
+    torch.manual_seed(0)
+    return spread_weights(VisionTransformerDistilled(**{**SMALL, **changes}))
+
+
+def small_swin(**changes: Any) -> Any:
+    """A timm SwinTransformer of two stages like `small_model`, one block of them shifted."""
+    import torch
+    from timm.models.swin_transformer import SwinTransformer
+
+    torch.manual_seed(0)
+    return spread_weights(SwinTransformer(**{**SMALL_SWIN, **changes}))
+
+
+def spread_weights(model: Any) -> Any:
+    """Random weights far enough apart that activations have outliers, in evaluation mode."""
+    import torch
+
+    model.eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "norm" in name and name.endswith("weight"):
@@ -58,7 +96,7 @@ def small_images() -> np.ndarray:
 
 def quantize_small(graph: FloatGraph, images: np.ndarray, bits: str, **options: Any) -> tuple[Calibration, Program]:
     from hwsim.quantize.calibrate import calibrate
-    from hwsim.quantize.lower import lower
+    from hwsim.quantize.lowering import lower
     from hwsim.quantize.recipe import fq_vit
 
     calibration = calibrate(graph, images, fq_vit(bits, calibration_batch=8, **options))

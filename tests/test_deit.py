@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from hwsim.audit import audit
-from hwsim.data import ImageSet, load_folder
+from hwsim.data import ImageSet, find_images, load_images
 from hwsim.execute import Executor
 from hwsim.networks.graph import FloatGraph
 from hwsim.networks.load import load_network
 from hwsim.quantize.calibrate import calibrate
-from hwsim.quantize.lower import lower
+from hwsim.quantize.lowering import lower
 from hwsim.quantize.recipe import fq_vit
 
 
@@ -23,9 +23,8 @@ def deit(shared_data: Path) -> FloatGraph:
 
 
 def images(shared_data: Path, deit: FloatGraph, part: str, limit: int) -> ImageSet:
-    return load_folder(
-        shared_data / "imagenet" / part, deit.image_size, crop_ratio=deit.crop_ratio, classes=1000, limit=limit
-    )
+    source = find_images(shared_data / "imagenet" / part, limit=limit)
+    return load_images(source, deit.image_size, crop_ratio=deit.crop_ratio, classes=1000)
 
 
 def test_program_follows_the_published_network(deit: FloatGraph, shared_data: Path) -> None:

@@ -19,8 +19,9 @@ from safetensors.numpy import load_file
 
 from golden.errors import HwsimError
 from hwsim.data import ImageSet
+from hwsim.image_arrays import read_idx
 from hwsim.networks import embedded, fashion_mnist
-from hwsim.networks.fashion_mnist import IDX_NAMES, pack_data, read_fashion_mnist, read_idx
+from hwsim.networks.fashion_mnist import IDX_NAMES, pack_data, read_fashion_mnist
 
 # SHA-256 of the uncompressed IDX files as published, computed with gunzip and sha256sum.
 TEST_IMAGES_IDX = "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b"
@@ -94,17 +95,17 @@ def test_calibration_images_are_published_training_images(
         np.testing.assert_array_equal(archive["calibration_indices"], indices)
 
 
-@pytest.mark.parametrize("name", [embedded.DATA_NAME, embedded.CHECKPOINT_NAME])
-@pytest.mark.parametrize("place", [0, 1_000_000, -1])
+@pytest.mark.parametrize("name", embedded.SHA256)
+@pytest.mark.parametrize("place", [0, 500_000, -1])
 def test_one_wrong_bit_is_refused(name: str, place: int, tmp_path: Path) -> None:
     content = bytearray((embedded.assets_folder() / name).read_bytes())
     (tmp_path / name).write_bytes(content)
     assert embedded.read_asset(name, tmp_path) == bytes(content)
     content[place] ^= 1
     (tmp_path / name).write_bytes(content)
-    load: Any = embedded.load_weights if name == embedded.CHECKPOINT_NAME else embedded.load_test_set
+    owner = {network.checkpoint: key for key, network in embedded.NETWORKS.items()}.get(name)
     with pytest.raises(HwsimError, match=rf"{name}: SHA-256 .* damaged; reinstall vit-hwsim"):
-        load(tmp_path)
+        embedded.load_test_set(tmp_path) if owner is None else embedded.load_weights(tmp_path, owner)
 
 
 def test_missing_file_is_named(tmp_path: Path) -> None:
@@ -129,6 +130,21 @@ def test_checkpoint_has_the_keys_and_shapes_of_timm() -> None:
     assert sum(value.size for value in weights.values()) == 16 * 64 + 64 + 51 * 64 + 6 * block + 128 + 64 * 10 + 10
 
 
+def test_swin_checkpoint_has_the_keys_and_shapes_of_timm() -> None:
+    pytest.importorskip("timm")
+    weights = embedded.load_weights(name="embedded-swin")
+    fresh = embedded.build_model(pretrained=False, name="embedded-swin").state_dict()
+    assert {name: value.shape for name, value in weights.items()} == {k: tuple(v.shape) for k, v in fresh.items()}
+    assert all(value.dtype == np.float32 and np.isfinite(value).all() for value in weights.values())
+    assert embedded.checkpoint_path("embedded-swin").stat().st_size < 1_000_000
+    # A block: two norms, qkv, proj, fc1, fc2, and a bias of 13 x 13 relative positions a head.
+    blocks = [(c, h) for c, h in ((32, 2), (64, 4)) for _ in range(4)]
+    parameters = sum(4 * c + 12 * c * c + 3 * c + c + 4 * c + c + 169 * h for c, h in blocks)
+    # Patches with their norm, merging from four times 32 channels to 64, the last norm, the head.
+    parameters += 4 * 32 + 32 + 64 + 2 * 128 + 128 * 64 + 128 + 64 * 10 + 10
+    assert sum(value.size for value in weights.values()) == parameters
+
+
 def test_normalize_rounds_each_operation_to_float32() -> None:
     pixels = np.arange(256, dtype=np.uint8).reshape(2, 16, 8, 1)
     normalized = embedded.normalize(pixels)
@@ -139,11 +155,12 @@ def test_normalize_rounds_each_operation_to_float32() -> None:
     assert normalized.ravel().tolist() == [float32(float32(float32(p / 255) - mean) / std) for p in range(256)]
 
 
-def test_float_accuracy(test_set: ImageSet) -> None:
+@pytest.mark.parametrize(("name", "count"), [("embedded", 2000), ("embedded-swin", 1000)])
+def test_float_accuracy(name: str, count: int, test_set: ImageSet) -> None:
+    """On a part: the whole set takes too long on a busy machine."""
     torch = pytest.importorskip("torch")
     pytest.importorskip("timm")
-    model = embedded.build_model()
-    count = 2000  # the whole set takes too long on a busy machine
+    model = embedded.build_model(name=name)
     with torch.inference_mode():
         inputs = torch.from_numpy(embedded.normalize(test_set.images[:count]))
         guesses = np.concatenate([model(part).argmax(1).numpy() for part in inputs.split(500)])
@@ -199,6 +216,21 @@ def test_training_is_reproducible_from_its_seed(small_data: Path, tmp_path: Path
     assert record["arguments"]["student"]["epochs"] == 2
     torch.random.set_rng_state(random_state)
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+@pytest.mark.usefixtures("one_thread")
+def test_training_of_the_swin_writes_its_checkpoint(small_data: Path, tmp_path: Path) -> None:
+    """The weights that were measured are those of the file: rounded to float16."""
+    from hwsim.networks.train import STUDENT
+
+    student = replace(STUDENT, epochs=1, batch_size=32)
+    train_small(tmp_path / "swin", small_data, network="embedded-swin", student=student)
+    stored = load_file(tmp_path / "swin")
+    assert all(value.dtype == np.float16 for value in stored.values())
+    expected = {name: value.shape for name, value in embedded.load_weights(name="embedded-swin").items()}
+    assert {name: value.shape for name, value in stored.items()} == expected
+    with safe_open(tmp_path / "swin", "np") as file:
+        assert json.loads(file.metadata()["training"])["arguments"]["network"] == "embedded-swin"
 
 
 @pytest.mark.usefixtures("one_thread")

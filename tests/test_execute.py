@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,10 @@ from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec
 from golden.softmax import SoftmaxSpec
 from golden.spec import IntFormat, Spec
-from hwsim.execute.numba_kernels import KERNELS
+from golden.twin import TwinLinearSpec, TwinMatmulSpec, TwinQuantizeSpec
+from hwsim.execute import numba_kernels, product_kernels
+
+KERNELS = numba_kernels.KERNELS | product_kernels.KERNELS
 
 Case = tuple[Spec, dict[str, np.ndarray], tuple[np.ndarray, ...]]
 
@@ -70,13 +75,18 @@ def linear(rng: np.random.Generator, overflow: str = "prove", wide: bool = False
     return spec, {"weight": weight, "bias": bias, **constants}, (codes,)
 
 
+def zero_point(rng: np.random.Generator, bits: int, heads: int) -> np.ndarray:
+    return np.array(rng.integers(0, 1 << bits, None if heads == 1 else heads))
+
+
 def matmul(rng: np.random.Generator, overflow: str = "prove") -> Case:
     a_bits, b_bits, inner = int(rng.integers(1, 18)), int(rng.integers(1, 9)), int(rng.integers(1, 30))
     bits = signed_bits(-(inner << (a_bits + b_bits + 2)), inner << (a_bits + b_bits + 2))
     bits -= 0 if overflow == "prove" else int(rng.integers(0, 9))
-    requantize, constants = requantizer(rng, max(bits, 2))
-    spec = MatmulSpec(a_bits=a_bits, b_bits=b_bits, inner=inner, overflow=overflow, requantize=requantize)
-    constants |= {"zero_a": np.array(rng.integers(0, 1 << a_bits)), "zero_b": np.array(rng.integers(0, 1 << b_bits))}
+    heads = int(rng.choice([1, 3]))
+    requantize, constants = requantizer(rng, max(bits, 2), heads)
+    spec = MatmulSpec(a_bits=a_bits, b_bits=b_bits, inner=inner, overflow=overflow, heads=heads, requantize=requantize)
+    constants |= {"zero_a": zero_point(rng, a_bits, heads), "zero_b": zero_point(rng, b_bits, heads)}
     a = rng.integers(0, 1 << a_bits, (2, 3, 5, inner))
     b = rng.integers(0, 1 << b_bits, (2, 3, 4, inner)).swapaxes(-1, -2)
     return spec, constants, (a, b)
@@ -87,11 +97,12 @@ def log2_matmul(rng: np.random.Generator) -> Case:
     beyond = str(rng.choice(["zero", "saturate"]))
     last = (1 << code_bits) - 1
     bits = signed_bits(0, ((3 << last >> 1) + length) << value_bits)
-    requantize, constants = requantizer(rng, bits)
+    heads = int(rng.choice([1, 2]))
+    requantize, constants = requantizer(rng, bits, heads)
     spec = Log2MatmulSpec(
-        code_bits=code_bits, value_bits=value_bits, row_length=length, beyond=beyond, requantize=requantize
+        code_bits=code_bits, value_bits=value_bits, row_length=length, beyond=beyond, heads=heads, requantize=requantize
     )
-    constants |= {"zero_v": np.array(rng.integers(0, 1 << value_bits))}
+    constants |= {"zero_v": zero_point(rng, value_bits, heads)}
     # Rows as a softmax gives them: one large weight, the rest small.
     codes = np.minimum(rng.integers(last // 2, last + 2, (2, 4, length)), last + (beyond == "zero"))
     codes[..., 0] = rng.integers(0, last + 1, (2, 4))
@@ -103,23 +114,60 @@ def adalog_matmul(rng: np.random.Generator) -> Case:
     lossless = lossless_guard_bits(code_bits, q)
     guard = max(0, lossless - int(rng.integers(0, 2)) * int(rng.integers(0, lossless + 1)))
     value_bits, length = int(rng.integers(1, 9)), int(rng.integers(1, 20))
-    requantize, constants = requantizer(rng, code_bits + 1 + value_bits + 1 + guard + length.bit_length() + 2)
+    heads = int(rng.choice([1, 2]))
+    requantize, constants = requantizer(rng, code_bits + 1 + value_bits + 1 + guard + length.bit_length() + 2, heads)
     spec = AdaLogMatmulSpec(
         code_bits=code_bits,
         value_bits=value_bits,
         row_length=length,
         guard_bits=guard,
         largest_shift=int(rng.integers(0, 40)),
+        heads=heads,
         requantize=requantize,
     )
     shift, mantissa = adalog_tables(code_bits, q)
     constants |= {
         "shift_table": shift,
         "mantissa_table": mantissa,
-        "zero_v": np.array(rng.integers(0, 1 << value_bits)),
+        "zero_v": zero_point(rng, value_bits, heads),
     }
     codes = rng.integers(0, (1 << code_bits) + 1, (2, 4, length))
     return spec, constants, (codes, rng.integers(0, 1 << value_bits, (2, length, 3)))
+
+
+def twin_matmul(rng: np.random.Generator) -> Case:
+    code_bits, value_bits, length = int(rng.integers(2, 9)), int(rng.integers(1, 9)), int(rng.integers(1, 20))
+    shift, heads = int(rng.integers(0, 20)), int(rng.choice([1, 2]))
+    bits = code_bits + shift + value_bits + length.bit_length() + 2
+    requantize, constants = requantizer(rng, bits, heads)
+    spec = TwinMatmulSpec(
+        code_bits=code_bits, value_bits=value_bits, row_length=length, heads=heads, requantize=requantize
+    )
+    constants |= {"range_shift": np.array(shift), "zero_v": zero_point(rng, value_bits, heads)}
+    codes = rng.integers(0, 1 << code_bits, (3, 2, 4, length))
+    return spec, constants, (codes, rng.integers(0, 1 << value_bits, (3, 2, length, 3)))
+
+
+def twin_linear(rng: np.random.Generator, overflow: str = "prove") -> Case:
+    plain, constants, (codes,) = linear(rng, overflow)
+    assert isinstance(plain, LinearSpec)
+    negative, positive = (0, int(rng.integers(0, 8))) if rng.random() < 0.5 else (int(rng.integers(0, 4)), 0)
+    wide = dataclasses.replace(
+        plain.requantize,
+        input=IntFormat(plain.accumulator.bits + (max(negative, positive) if overflow == "prove" else 0), signed=True),
+    )
+    fields = {field.name: getattr(plain, field.name) for field in dataclasses.fields(plain)}
+    spec = TwinLinearSpec(**{**fields, "requantize": wide})
+    shifts = {"shift_negative": np.array(negative), "shift_positive": np.array(positive)}
+    return spec, constants | shifts, (codes,)
+
+
+def twin_quantize(rng: np.random.Generator) -> Case:
+    bits, code_bits = int(rng.integers(1, 25)), int(rng.integers(2, 9))
+    spec = TwinQuantizeSpec(probability_bits=bits, code_bits=code_bits)
+    small = rng.integers(0, min(1 << bits, 300) + 1, (3, 2, 9))
+    values = np.where(rng.random(small.shape) < 0.5, small, rng.integers(0, (1 << bits) + 1, small.shape))
+    return spec, {"shift": np.array(rng.integers(0, bits + 1))}, (values,)
 
 
 def adalog_quantize(rng: np.random.Generator) -> Case:
@@ -225,7 +273,12 @@ MAKERS = {
     "matmul saturating": lambda rng: matmul(rng, "saturate"),
     "log2_matmul": log2_matmul,
     "adalog_matmul": adalog_matmul,
+    "twin_matmul": twin_matmul,
+    "twin_linear": twin_linear,
+    "twin_linear wrapping": lambda rng: twin_linear(rng, "wrap"),
+    "twin_linear saturating": lambda rng: twin_linear(rng, "saturate"),
     "adalog_quantize": adalog_quantize,
+    "twin_quantize": twin_quantize,
     "lookup": lookup,
     "add": add,
     "log_softmax": log_softmax,

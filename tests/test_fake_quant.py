@@ -10,7 +10,8 @@ from golden.published import int_layernorm, log_int_softmax
 from hwsim.networks.graph import FloatNode
 from hwsim.quantize import softmax
 from hwsim.quantize.fake_quant import _integer_layernorm
-from hwsim.quantize.grids import PowerOfTwoGrid, UniformGrid
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwoGrid
+from hwsim.quantize.quantizers.uniform import UniformGrid
 
 
 @pytest.mark.parametrize("scale", [0.004, 0.02, 0.0625, 0.3, 1.1])

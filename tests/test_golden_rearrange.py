@@ -7,6 +7,7 @@ from golden.errors import HwsimError
 from golden.rearrange import (
     ConcatSpec,
     ConstantSpec,
+    JoinTokensSpec,
     MergeHeadsSpec,
     PatchesSpec,
     SplitHeadsSpec,
@@ -43,6 +44,24 @@ def test_heads_split_and_merge():
         assert (moved(MergeHeadsSpec(bits=8), heads) == tokens[..., part * 8 : part * 8 + 8]).all()
 
 
+def test_heads_of_windows_split_and_merge():
+    tokens = numbered(2, 6, 5, 3 * 4 * 2)
+    for part in range(3):
+        heads = moved(SplitHeadsSpec(heads=4, part=part, parts=3, bits=8), tokens)
+        for b, window, head, token, d in np.ndindex(2, 6, 4, 5, 2):
+            assert heads[b, window, head, token, d] == tokens[b, window, token, part * 8 + head * 2 + d]
+        assert (moved(MergeHeadsSpec(bits=8), heads) == tokens[..., part * 8 : part * 8 + 8]).all()
+
+
+def test_tokens_side_by_side():
+    tokens = numbered(2, 5, 3)
+    pair = moved(TakeTokenSpec(index=1, count=2, bits=8), tokens)
+    assert (pair == tokens[:, 1:3]).all()
+    joined = moved(JoinTokensSpec(bits=8), pair)
+    for b, token, channel in np.ndindex(2, 2, 3):
+        assert joined[b, 0, token * 3 + channel] == tokens[b, 1 + token, channel]
+
+
 def test_transpose_takes_a_token_and_joins():
     tokens = numbered(2, 3, 4, 5)
     turned = moved(TransposeSpec(bits=8), tokens)
@@ -62,6 +81,7 @@ def test_transpose_takes_a_token_and_joins():
         (PatchesSpec(size=4, bits=8), [(28, 30, 1)], "28x30 is not a multiple of the patch size 4"),
         (SplitHeadsSpec(heads=4, part=0, parts=3, bits=8), [(5, 26)], "26 columns do not divide into 3 parts of 4"),
         (TakeTokenSpec(index=3, bits=8), [(3, 4)], "token 3 of 3"),
+        (TakeTokenSpec(index=2, count=2, bits=8), [(3, 4)], "token 3 of 3"),
         (ConcatSpec(bits=8), [(1, 4), (3, 5)], "sequences of 4 and 5 channels"),
     ],
 )

@@ -19,6 +19,8 @@ from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec
 from golden.softmax import SoftmaxSpec
 from golden.spec import IntFormat, spec_from_dict, spec_kinds
+from golden.token_mean import TokenMeanSpec
+from golden.windows import ShiftMaskSpec, WindowBiasSpec
 
 ACCUMULATOR = RequantizeSpec(
     input=IntFormat(32, signed=True), output_bits=8, multiplier_bits=16, shift_bits=6, channels=1
@@ -50,6 +52,11 @@ SPECS = [
         code_bits=4, value_bits=8, row_length=50, guard_bits=8, largest_shift=20, requantize=ACCUMULATOR
     ),
     AdaLogDecodeSpec(code_bits=4, guard_bits=4, largest_shift=20),
+    WindowBiasSpec(
+        heads=2, window=7, score_bits=8, table_bits=8, output_bits=8, multiplier_bits=16, shift_bits=5, offset_bits=30
+    ),
+    ShiftMaskSpec(height=14, width=14, window=7, shift=3, bits=8, output_bits=10),
+    TokenMeanSpec(tokens=49, bits=8, requantize=ACCUMULATOR),
 ]  # fmt: skip
 
 
@@ -124,7 +131,7 @@ def test_the_widths_of_requantization_must_fit_together():
         RequantizeSpec(input=IntFormat(40, signed=True), output_bits=8, multiplier_bits=31, shift_bits=6, channels=1)
 
 
-@pytest.mark.parametrize("index", [6, 7, 8, 10])
+@pytest.mark.parametrize("index", [6, 7, 8, 10, 14])
 def test_accumulators_of_matrix_products_are_signed(index):
     unsigned = replace(ACCUMULATOR, input=IntFormat(32))
     with pytest.raises(HwsimError, match=f"{SPECS[index].kind} spec: .*signed"):
@@ -166,7 +173,8 @@ def test_round_trip_through_json(spec):
 
 
 def test_every_kind_with_arithmetic_is_tested_here():
-    rearranging = {"patches", "split_heads", "merge_heads", "transpose", "take_token", "constant", "concat"}
+    rearranging = {"patches", "split_heads", "merge_heads", "transpose", "take_token", "join_tokens", "constant"}
+    rearranging |= {"concat", "partition_windows", "join_windows", "merge_patches"}
     assert {spec.kind for spec in SPECS} == set(spec_kinds()) - rearranging
 
 

@@ -133,7 +133,7 @@ def test_an_array_changed_without_its_seal_is_refused(written):
         (assign("header", "formats", "output", value=[8, False]), "formats is .* in the manifest"),
         (assign("header", "spec", value=None), "a spec must be an object"),
         (assign("header", "spec", "kind", value="hardmax"), "unknown unit kind 'hardmax'"),
-        (assign("header", "spec", "score_bits", value=99), "score_bits must be an integer between 2 and 12, not 99"),
+        (assign("header", "spec", "score_bits", value=99), "score_bits must be an integer between 2 and 14, not 99"),
         (assign("header", "spec", "score_bits", value=7), r"inputs\.0 must be between 0 and 127"),
         (assign("header", "spec", "code_bits", value=3), "output must be between 0 and 15"),
         (assign("header", "spec", "row_length", value=6), "a row of 7 exceeds row_length 6"),

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def calibrated(graph: FloatGraph, images: ImageSet, recipe: Recipe) -> tuple[Calibration, Program]:
     """Calibrate and lower, with a progress bar."""
     from hwsim.quantize.calibrate import calibrate
-    from hwsim.quantize.lower import lower
+    from hwsim.quantize.lowering import lower
 
     with progress(f"calibrating {graph.name}", len(images.images)) as done:
         calibration = calibrate(graph, images.images, recipe, progress=done)
@@ -41,6 +41,7 @@ def calibrate_command(
     network: str,
     checkpoint: Path | None,
     architecture: str | None,
+    random_weights: int | None,
     data: Path | None,
     images: int | None,
     seed: int,
@@ -49,14 +50,15 @@ def calibrate_command(
 ) -> None:
     """Turn a float network into an integer program.
 
-    NETWORK is "embedded" or a timm model name (weights from --checkpoint, or timm's download);
+    NETWORK is "embedded", "embedded-swin" or a timm model name (weights from --checkpoint, or timm's
+    download);
     CHECKPOINT is a local file whose name begins with the timm model name. The worst error of the
     integer multipliers is printed for each kind of unit.
     """
     from hwsim.program import save_program
 
     recipe = make_recipe(**recipe_values)
-    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed)
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
     _, program = calibrated(graph, image_set, recipe)
     path = output or BUILD / "programs" / f"{graph.name}-{recipe.name.replace(' ', '-').replace('/', '-')}.safetensors"
     save_program(program, path)
@@ -90,6 +92,7 @@ def audit_command(
     network: str,
     checkpoint: Path | None,
     architecture: str | None,
+    random_weights: int | None,
     data: Path | None,
     images: int | None,
     seed: int,
@@ -107,7 +110,7 @@ def audit_command(
     from hwsim.audit import audit
 
     recipe = make_recipe(**recipe_values)
-    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed)
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
     calibration, program = calibrated(graph, image_set, recipe)
     chosen = evaluation_images(program, on_data, on_images)
     with progress("auditing", len(chosen.images)) as done:

@@ -38,10 +38,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
     """Print a table to standard output; columns of numbers are aligned right."""
     from rich.box import SIMPLE_HEAD
     from rich.console import Console
+    from rich.markup import escape
     from rich.table import Table
 
     cells = [list(row) for row in rows]
-    result = Table(title=title, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    heading = None if title is None else escape(title)
+    result = Table(title=heading, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
     for index, name in enumerate(columns):
         numeric = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
         result.add_column(name, justify="right" if numeric else "left", overflow="fold")

@@ -39,7 +39,17 @@ network_options = with_options(
         "--checkpoint", type=click.Path(path_type=Path), help="Local weights of NETWORK (safetensors or torch)."
     ),
     click.option("--architecture", help="timm model of a CHECKPOINT whose file name does not tell."),
-    click.option("--data", type=click.Path(path_type=Path), help="Folder of calibration images."),
+    click.option(
+        "--random-weights",
+        type=int,
+        metavar="SEED",
+        help="timm's random initialisation in place of trained weights: to check a structure, not its accuracy.",
+    ),
+    click.option(
+        "--data",
+        type=click.Path(path_type=Path),
+        help="Calibration images: a folder of images, IDX or CIFAR files, or an .npz.",
+    ),
     click.option("--images", type=click.IntRange(1), help="Calibration images.  [default: all, at most 1000]"),
     click.option("--seed", default=0, show_default=True, type=int, help="Of the order of the images of a folder."),
 )
@@ -75,7 +85,7 @@ evaluation_options = with_options(
     click.option(
         "--data",
         type=click.Path(path_type=Path),
-        help="Folder of images in class folders.  [default: the embedded test set]",
+        help="Class folders of images, IDX or CIFAR files, or an .npz.  [default: the embedded test set]",
     ),
     click.option("--images", type=click.IntRange(1), help="At most this many images."),
 )
@@ -91,7 +101,8 @@ def make_recipe(recipe: str, bits: str, pts: bool, attention: str, batch: int, l
     """
     from dataclasses import fields
 
-    from hwsim.quantize.recipe import RECIPES, Lowering
+    from hwsim.quantize.recipe import Lowering
+    from hwsim.quantize.recipes import RECIPES
 
     if recipe not in RECIPES:
         raise HwsimError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
@@ -108,15 +119,21 @@ def make_recipe(recipe: str, bits: str, pts: bool, attention: str, batch: int, l
     return RECIPES[recipe](bits, pts=pts, attention=attention, calibration_batch=batch, lowering=Lowering(**values))
 
 
-def read_folder(
-    folder: Path, image_size: tuple[int, int, int], crop_ratio: float, classes: int | None, limit: int | None
+def read_images(
+    path: Path,
+    image_size: tuple[int, int, int],
+    crop_ratio: float,
+    classes: int | None,
+    limit: int | None,
+    part: str = "test",
 ) -> ImageSet:
-    """An image folder with a progress bar."""
+    """An image set with a progress bar."""
     from hwsim.cli.display import progress
-    from hwsim.data import load_folder
+    from hwsim.data import find_images, load_images
 
-    with progress(f"reading {folder}", limit or 0) as done:
-        return load_folder(folder, image_size, crop_ratio=crop_ratio, classes=classes, limit=limit, progress=done)
+    source = find_images(path, part=part, limit=limit)
+    with progress(f"reading {path}", source.count) as done:
+        return load_images(source, image_size, crop_ratio=crop_ratio, classes=classes, progress=done)
 
 
 def calibration_source(
@@ -126,6 +143,7 @@ def calibration_source(
     data: Path | None,
     images: int | None,
     seed: int = 0,
+    random_weights: int | None = None,
 ) -> tuple[FloatGraph, ImageSet]:
     """Float network and calibration images of the options.
 
@@ -137,17 +155,18 @@ def calibration_source(
         A network or data set that is not there or does not fit.
     """
     from hwsim.data import ImageSet
+    from hwsim.networks import embedded
     from hwsim.networks.load import load_network
 
-    graph = load_network(network, checkpoint=checkpoint, architecture=architecture)
+    graph = load_network(network, checkpoint=checkpoint, architecture=architecture, random_weights=random_weights)
     limit = images or 1000
     if data is None:
-        if network != EMBEDDED:
+        if network not in embedded.NETWORKS:
             raise HwsimError(f"{network}: give calibration images with --data FOLDER")
         return graph, embedded_calibration_set().head(limit)
     import numpy as np
 
-    found = read_folder(data, graph.image_size, graph.crop_ratio, None, limit)
+    found = read_images(data, graph.image_size, graph.crop_ratio, None, limit, part="train")
     return graph, ImageSet(np.random.default_rng(seed).permutation(found.images), None)
 
 
@@ -169,11 +188,28 @@ def evaluation_images(program: Program, data: Path | None, images: int | None) -
     if data is None:
         from hwsim.networks import embedded
 
-        if program.network != EMBEDDED:
+        if program.network not in embedded.NETWORKS:
             raise HwsimError(f"{program.network}: give images with --data FOLDER")
         return embedded.load_test_set().head(images)
     classes = int(program.header["classes"])
-    return read_folder(data, program.image_size, float(program.header["crop_ratio"]), classes, images)
+    return read_images(data, program.image_size, float(program.header["crop_ratio"]), classes, images)
+
+
+def labelled_images(graph: FloatGraph, data: Path | None, images: int | None) -> ImageSet:
+    """Labelled images for a float network: a folder, or the embedded test set.
+
+    Raises
+    ------
+    HwsimError
+        A network other than the embedded ones without a folder, or a folder that does not fit.
+    """
+    from hwsim.networks import embedded
+
+    if data is None:
+        if graph.name not in embedded.NETWORKS:
+            raise HwsimError(f"{graph.name}: give images to evaluate on with --on FOLDER")
+        return embedded.load_test_set().head(images)
+    return read_images(data, graph.image_size, graph.crop_ratio, graph.classes, images)
 
 
 def open_program(path: Path | None) -> Program:
@@ -188,10 +224,10 @@ def open_program(path: Path | None) -> Program:
 
     if path is not None:
         return load_program(path)
-    path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{_code_digest()}.safetensors"
+    path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{code_digest()}.safetensors"
     if not path.exists():
         from hwsim.quantize.calibrate import calibrate
-        from hwsim.quantize.lower import lower
+        from hwsim.quantize.lowering import lower
         from hwsim.quantize.recipe import fq_vit
 
         click.echo(f"calibrating the embedded network (8/8/4), kept as {path}", err=True)
@@ -200,7 +236,7 @@ def open_program(path: Path | None) -> Program:
     return load_program(path)
 
 
-def _code_digest() -> str:
+def code_digest() -> str:
     """Short digest of the code that decides a program, so that a kept one is not used after a change."""
     import hashlib
 

@@ -7,17 +7,16 @@ from pathlib import Path
 import click
 
 from hwsim.cli.display import progress
-from hwsim.cli.source import BUILD
+from hwsim.cli.source import BUILD, EMBEDDED
 
 
 @click.command("train-embedded")
+@click.argument("network", default=EMBEDDED, metavar="[embedded|embedded-swin]")
 @click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    default=BUILD / "embedded.safetensors",
-    show_default=True,
-    help="Checkpoint to write.",
+    help="Checkpoint to write.  [default: the shipped file's name, under build/]",
 )
 @click.option(
     "--data",
@@ -29,17 +28,28 @@ from hwsim.cli.source import BUILD
 @click.option("--seed", default=0, show_default=True, type=int)
 @click.option("--device", help="torch device.  [default: the first GPU, else the CPU]")
 def train_command(
-    output: Path, data: Path | None, epochs: int | None, batch_size: int | None, seed: int, device: str | None
+    network: str,
+    output: Path | None,
+    data: Path | None,
+    epochs: int | None,
+    batch_size: int | None,
+    seed: int,
+    device: str | None,
 ) -> None:
-    """Train the embedded network again, reproducibly.
+    """Train an embedded network again, reproducibly.
 
-    The shipped checkpoint is the result of the defaults, see hwsim/assets/README.md.
+    The shipped checkpoints are the results of the defaults, see hwsim/assets/README.md.
     """
     from dataclasses import replace
 
-    from hwsim.networks.train import STUDENT, TEACHER, train
+    from golden.errors import HwsimError
+    from hwsim.networks.embedded import NETWORKS
+    from hwsim.networks.train import STUDENTS, TEACHER, train
 
-    student, teacher = STUDENT, TEACHER
+    if network not in NETWORKS:
+        raise HwsimError(f"{network!r} is not an embedded network; choose one of {', '.join(NETWORKS)}")
+    output = output or BUILD / NETWORKS[network].checkpoint
+    student, teacher = STUDENTS[network], TEACHER
     if epochs is not None:
         teacher = replace(teacher, epochs=max(1, teacher.epochs * epochs // student.epochs))
         student = replace(student, epochs=epochs)
@@ -48,6 +58,7 @@ def train_command(
     with progress("training", teacher.epochs + student.epochs) as done:
         report = train(
             output,
+            network=network,
             data_dir=data,
             student=student,
             teacher=teacher,

@@ -92,10 +92,13 @@ def _kernel_factory(backend: str) -> Callable[[Node], Kernel]:
     if backend == "reference":
         return _reference_kernel
     if backend == "numba":
-        from hwsim.execute.numba_kernels import KERNELS
+        from hwsim.execute import numba_kernels, product_kernels, window_kernels
+
+        # Units in none of them move data; the reference does that without a copy.
+        kernels = numba_kernels.KERNELS | product_kernels.KERNELS | window_kernels.KERNELS
 
         def fast(node: Node) -> Kernel:
-            factory: Callable[[Spec, Mapping[str, np.ndarray]], Kernel] | None = KERNELS.get(node.spec.kind)
+            factory: Callable[[Spec, Mapping[str, np.ndarray]], Kernel] | None = kernels.get(node.spec.kind)
             return _reference_kernel(node) if factory is None else factory(node.spec, node.constants)
 
         return fast

@@ -1,10 +1,8 @@
 # mypy: disallow-untyped-defs=False, disallow-untyped-calls=False, check-untyped-defs=False
 """The units of `golden` as compiled kernels, equal to the last bit.
 
-Matrix products run through float32 or float64 BLAS where every partial sum is
-proven to stay below 2^24 or 2^53, so that the floats are exact integers; all
-else is integer loops. Kernels run in one thread and release the interpreter lock:
-`hwsim.execute.parallel` gives each core a batch of its own.
+Matrix products are in `hwsim.execute.product_kernels`. Kernels run in one thread and
+release the interpreter lock: `hwsim.execute.parallel` gives each core a batch of its own.
 """
 
 from __future__ import annotations
@@ -15,24 +13,17 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from golden.accumulate import dot_bounds
-from golden.adalog import AdaLogMatmulSpec, AdaLogQuantizeSpec
+from golden.adalog import AdaLogQuantizeSpec
 from golden.add import AddSpec
 from golden.layernorm import LayerNormSpec
-from golden.linear import LinearSpec
-from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec
 from golden.lookup import LookupSpec
-from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec
 from golden.softmax import SoftmaxSpec
 from golden.spec import Constants
+from golden.twin import TwinQuantizeSpec
 
 Kernel = Callable[..., np.ndarray]
-
-# Largest magnitude below which every integer is exact in the type.
-_FLOAT32_EXACT = 1 << 24
-_FLOAT64_EXACT = 1 << 53
 
 _kernel: Any = njit(cache=True, nogil=True)
 _inline: Any = njit(cache=True, nogil=True, inline="always")
@@ -70,7 +61,8 @@ def _requantize_rows(sums, bias, wrap_bits, multiplier, shift, zero_point, highe
 
 
 @_kernel
-def _saturating_linear(codes, weight, bias, low, high, out):
+def saturating_linear(codes, weight, bias, low, high, out):
+    """Sums of ``codes @ weight.T + bias``, clipped after every product."""
     for row in range(codes.shape[0]):
         for output in range(weight.shape[0]):
             total = _clip(bias[output], low, high)
@@ -114,7 +106,8 @@ def _bit_length(x):
 @_kernel
 def _log_softmax(scores, exponentials, code_bits, past, out):
     rows, columns = scores.shape
-    codes_by_row = np.zeros((rows, exponentials.size), np.uint8)
+    # The code depends on the distance from the maximum alone: at most one division a distance.
+    code_at = np.full(exponentials.size, 255, np.uint8)
     for row in range(rows):
         highest = 0
         for column in range(columns):
@@ -122,12 +115,9 @@ def _log_softmax(scores, exponentials, code_bits, past, out):
         total = np.int64(0)
         for column in range(columns):
             total += exponentials[highest - scores[row, column]]
-        # The code depends on the distance from the maximum alone: at most one division a distance.
-        for distance in range(highest + 1):
-            codes_by_row[row, distance] = 255
         for column in range(columns):
             distance = highest - scores[row, column]
-            code = codes_by_row[row, distance]
+            code = code_at[distance]
             if code == 255:
                 exponential = exponentials[distance]
                 code = past
@@ -142,8 +132,10 @@ def _log_softmax(scores, exponentials, code_bits, past, out):
                         wide += (ratio >> (octave - 1)) & 1
                     if wide < 1 << code_bits:
                         code = wide
-                codes_by_row[row, distance] = code
+                code_at[distance] = code
             out[row, column] = code
+        for column in range(columns):
+            code_at[highest - scores[row, column]] = 255
 
 
 @_kernel
@@ -211,25 +203,39 @@ def _adalog_quantize(values, thresholds, out):
             out[row, column] = code
 
 
-def _int64(constants: Constants, *names: str) -> list[Any]:
+@_kernel
+def _twin_quantize(values, split, excess, shift, half, out):
+    rows, columns = values.shape
+    for row in range(rows):
+        for column in range(columns):
+            value = np.int64(values[row, column])
+            fine = value < split
+            drop = excess - shift if fine else excess
+            code = _round_half_even_shift(value, drop) if drop >= 0 else value << -drop
+            out[row, column] = min(code, half - 1) + (0 if fine else half)
+
+
+def int64_of(constants: Constants, *names: str) -> list[Any]:
+    """Constants by name as int64 arrays."""
     return [constants[name].astype(np.int64) for name in names]
 
 
-def _rows(array: np.ndarray) -> np.ndarray:
+def as_rows(array: np.ndarray) -> np.ndarray:
+    """The array as contiguous rows of its last axis."""
     return np.ascontiguousarray(array).reshape(-1, array.shape[-1])
 
 
-class _Requantizer:
+class Requantizer:
     """Sums, exact integers in any type, to codes."""
 
     def __init__(self, spec: RequantizeSpec, constants: Constants, wrap_bits: int = 0) -> None:
-        self.multiplier, self.shift = _int64(constants, "multiplier", "shift")
+        self.multiplier, self.shift = int64_of(constants, "multiplier", "shift")
         self.zero_point = int(constants["zero_point"])
         self.format = spec.output
         self.wrap_bits = wrap_bits
 
     def __call__(self, sums: np.ndarray, bias: np.ndarray | None = None) -> np.ndarray:
-        rows = _rows(sums)
+        rows = as_rows(sums)
         out = np.empty(rows.shape, self.format.dtype)
         start = np.zeros(rows.shape[1], np.int64) if bias is None else bias
         _requantize_rows(
@@ -238,104 +244,11 @@ class _Requantizer:
         return out.reshape(sums.shape)
 
 
-def _exact_float(largest: int) -> type[np.floating[Any]] | None:
-    if largest < _FLOAT32_EXACT:
-        return np.float32
-    return np.float64 if largest < _FLOAT64_EXACT else None
-
-
-def _reference(spec: Any, constants: Constants) -> Kernel:
-    return lambda *inputs: spec.compute(constants, *inputs)
-
-
-def _linear_kernel(spec: LinearSpec, constants: Constants) -> Kernel:
-    weight, bias = _int64(constants, "weight", "bias")
-    low, high = dot_bounds(weight, np.zeros_like(bias), 0, spec.input.maximum)
-    kind = _exact_float(max(-low, high))
-    requantize = _Requantizer(spec.requantize, constants, spec.accumulator.bits if spec.overflow == "wrap" else 0)
-
-    if spec.overflow == "saturate":
-        limits = spec.accumulator.minimum, spec.accumulator.maximum
-
-        def saturating(codes: np.ndarray) -> np.ndarray:
-            rows = _rows(codes)
-            sums = np.empty((len(rows), spec.output_features), np.int64)
-            _saturating_linear(rows, weight, bias, *limits, sums)
-            return requantize(sums).reshape(*codes.shape[:-1], -1)
-
-        return saturating
-    if kind is None:
-        return _reference(spec, constants)
-    float_weight = np.ascontiguousarray(weight.T.astype(kind))
-
-    def kernel(codes: np.ndarray) -> np.ndarray:
-        sums = _rows(codes).astype(kind) @ float_weight
-        return requantize(sums, bias).reshape(*codes.shape[:-1], -1)
-
-    return kernel
-
-
-def _product_kernel(
-    requantize: _Requantizer,
-    largest: int,
-    left: Callable[[np.ndarray, Any], np.ndarray],
-    right: Callable[[np.ndarray, Any], np.ndarray],
-) -> Kernel | None:
-    kind = _exact_float(largest)
-    if kind is None:
-        return None
-    return lambda a, b: requantize(left(a, kind) @ right(b, kind))
-
-
-def _matmul_kernel(spec: MatmulSpec, constants: Constants) -> Kernel:
-    zero_a, zero_b = (int(constants[name]) for name in ("zero_a", "zero_b"))
-    requantize = _Requantizer(spec.requantize, constants, spec.accumulator.bits if spec.overflow == "wrap" else 0)
-    kernel = None
-    if spec.overflow != "saturate":
-        kernel = _product_kernel(
-            requantize,
-            spec.bounds(constants)[1],
-            lambda a, kind: a.astype(kind) - kind(zero_a),
-            lambda b, kind: b.astype(kind) - kind(zero_b),
-        )
-    return kernel or _reference(spec, constants)
-
-
-def _log2_matmul_kernel(spec: Log2MatmulSpec, constants: Constants) -> Kernel:
-    zero_v = int(constants["zero_v"])
-    weights = np.ldexp(1.0, spec.last_code - np.arange(spec.zero_symbol + 1))
-    weights[spec.zero_symbol] = 0
-    kernel = _product_kernel(
-        _Requantizer(spec.requantize, constants),
-        spec.bounds(constants)[1],
-        lambda codes, kind: weights.astype(kind)[codes],
-        lambda values, kind: values.astype(kind) - kind(zero_v),
-    )
-    return kernel or _reference(spec, constants)
-
-
-def _adalog_matmul_kernel(spec: AdaLogMatmulSpec, constants: Constants) -> Kernel:
-    shift, mantissa = _int64(constants, "shift_table", "mantissa_table")
-    used = shift <= spec.largest_shift
-    if (shift[used] > spec.guard_bits).any():
-        # Products are cut one by one: no matrix product of the whole gives these bits.
-        return _reference(spec, constants)
-    zero_v = int(constants["zero_v"])
-    weights = np.append(np.where(used, mantissa << (spec.guard_bits - np.minimum(shift, spec.guard_bits)), 0), 0)
-    kernel = _product_kernel(
-        _Requantizer(spec.requantize, constants),
-        spec.bounds(constants)[1],
-        lambda codes, kind: weights.astype(kind)[codes],
-        lambda values, kind: values.astype(kind) - kind(zero_v),
-    )
-    return kernel or _reference(spec, constants)
-
-
 def _lookup_kernel(spec: LookupSpec, constants: Constants) -> Kernel:
     table = np.ascontiguousarray(constants["table"].astype(spec.output.dtype))
 
     def kernel(codes: np.ndarray) -> np.ndarray:
-        rows = _rows(codes)
+        rows = as_rows(codes)
         out = np.empty(rows.shape, table.dtype)
         _lookup(rows, table, out)
         return out.reshape(codes.shape)
@@ -344,10 +257,10 @@ def _lookup_kernel(spec: LookupSpec, constants: Constants) -> Kernel:
 
 
 def _add_kernel(spec: AddSpec, constants: Constants) -> Kernel:
-    arrays = _int64(constants, "multiplier_a", "multiplier_b", "offset", "shift")
+    arrays = int64_of(constants, "multiplier_a", "multiplier_b", "offset", "shift")
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-        left, right = _rows(a), _rows(b)
+        left, right = as_rows(a), as_rows(b)
         out = np.empty(left.shape, spec.output.dtype)
         _add(left, right, len(right), *arrays, spec.output.maximum, out)
         return out.reshape(a.shape)
@@ -360,7 +273,7 @@ def _log_softmax_kernel(spec: LogSoftmaxSpec, constants: Constants) -> Kernel:
     past = spec.zero_symbol if spec.beyond == "zero" else spec.zero_symbol - 1
 
     def kernel(scores: np.ndarray) -> np.ndarray:
-        rows = _rows(scores)
+        rows = as_rows(scores)
         out = np.empty(rows.shape, spec.output.dtype)
         _log_softmax(rows, exponentials, spec.code_bits, past, out)
         return out.reshape(scores.shape)
@@ -372,7 +285,7 @@ def _softmax_kernel(spec: SoftmaxSpec, constants: Constants) -> Kernel:
     exponentials = spec.exponentials(constants)
 
     def kernel(scores: np.ndarray) -> np.ndarray:
-        rows = _rows(scores)
+        rows = as_rows(scores)
         out = np.empty(rows.shape, spec.output.dtype)
         _softmax(rows, exponentials, spec.probability_bits, out)
         return out.reshape(scores.shape)
@@ -381,11 +294,11 @@ def _softmax_kernel(spec: SoftmaxSpec, constants: Constants) -> Kernel:
 
 
 def _layernorm_kernel(spec: LayerNormSpec, constants: Constants) -> Kernel:
-    alpha, gamma, beta = _int64(constants, "alpha", "gamma", "beta")
+    alpha, gamma, beta = int64_of(constants, "alpha", "gamma", "beta")
     zero_in, fraction_bits = int(constants["zero_in"]), int(constants["fraction_bits"])
 
     def kernel(codes: np.ndarray) -> np.ndarray:
-        rows = _rows(codes)
+        rows = as_rows(codes)
         out = np.empty(rows.shape, spec.output.dtype)
         _layernorm(
             rows,
@@ -405,10 +318,10 @@ def _layernorm_kernel(spec: LayerNormSpec, constants: Constants) -> Kernel:
 
 
 def _adalog_quantize_kernel(spec: AdaLogQuantizeSpec, constants: Constants) -> Kernel:
-    (thresholds,) = _int64(constants, "thresholds")
+    (thresholds,) = int64_of(constants, "thresholds")
 
     def kernel(values: np.ndarray) -> np.ndarray:
-        rows = _rows(values)
+        rows = as_rows(values)
         out = np.empty(rows.shape, spec.output.dtype)
         _adalog_quantize(rows, thresholds, out)
         return out.reshape(values.shape)
@@ -416,17 +329,26 @@ def _adalog_quantize_kernel(spec: AdaLogQuantizeSpec, constants: Constants) -> K
     return kernel
 
 
-# Units not listed move data; the reference does that without a copy.
+def _twin_quantize_kernel(spec: TwinQuantizeSpec, constants: Constants) -> Kernel:
+    shift, half = int(constants["shift"]), 1 << (spec.code_bits - 1)
+    split = 1 << (spec.probability_bits - shift)
+
+    def kernel(values: np.ndarray) -> np.ndarray:
+        rows = as_rows(values)
+        out = np.empty(rows.shape, spec.output.dtype)
+        _twin_quantize(rows, split, spec.probability_bits - spec.code_bits + 1, shift, half, out)
+        return out.reshape(values.shape)
+
+    return kernel
+
+
 KERNELS: dict[str, Callable[[Any, Constants], Kernel]] = {
-    "linear": _linear_kernel,
-    "matmul": _matmul_kernel,
-    "log2_matmul": _log2_matmul_kernel,
-    "adalog_matmul": _adalog_matmul_kernel,
     "lookup": _lookup_kernel,
     "add": _add_kernel,
     "log_softmax": _log_softmax_kernel,
     "softmax": _softmax_kernel,
     "layernorm": _layernorm_kernel,
     "adalog_quantize": _adalog_quantize_kernel,
-    "requantize": lambda spec, constants: _Requantizer(spec, constants),
+    "twin_quantize": _twin_quantize_kernel,
+    "requantize": lambda spec, constants: Requantizer(spec, constants),
 }

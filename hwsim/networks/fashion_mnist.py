@@ -8,13 +8,9 @@ arXiv:1708.07747, 2017.
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
-import math
-import struct
 import zipfile
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +19,7 @@ from numpy.typing import NDArray
 
 from golden.errors import HwsimError
 from golden.files import write_atomically
+from hwsim.image_arrays import read_idx
 from hwsim.networks.embedded import CLASS_NAMES
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")  # of the package dataset-fashion-mnist
@@ -39,26 +36,6 @@ class FashionMnist:
     train_labels: NDArray[np.uint8]
     test_images: NDArray[np.uint8]
     test_labels: NDArray[np.uint8]
-
-
-def read_idx(path: Path) -> NDArray[np.uint8]:
-    """Read one gzip-compressed IDX file of unsigned bytes (LeCun's MNIST format).
-
-    Raises
-    ------
-    HwsimError
-        The file cannot be read or is not such a file.
-    """
-    try:
-        content = gzip.decompress(path.read_bytes())
-    except (OSError, EOFError, zlib.error) as error:
-        raise HwsimError(f"{path}: cannot be read as gzip ({error}); fetch the file again") from error
-    dimensions = content[3] if content[:3] == b"\0\0\x08" and len(content) > 3 else 0
-    offset = 4 + 4 * dimensions
-    shape = struct.unpack_from(f">{dimensions}I", content, 4) if dimensions and len(content) >= offset else ()
-    if not shape or len(content) != offset + math.prod(shape):
-        raise HwsimError(f"{path}: is not a complete IDX file of unsigned bytes; fetch the file again")
-    return np.frombuffer(content, np.uint8, offset=offset).reshape(shape)
 
 
 def read_fashion_mnist(data_dir: Path | None = None) -> FashionMnist:

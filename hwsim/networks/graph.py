@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 
 from golden.errors import HwsimError
+from golden.spec import Shape
 
 # What an operation needs besides its inputs: parameters (arrays) and attributes.
 OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
@@ -29,12 +31,33 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "softmax": ((), ()),
     "merge_heads": ((), ()),
     "gelu": ((), ()),
-    "take_token": ((), ("index",)),
+    "take_token": ((), ("index", "count")),
+    "join_tokens": ((), ()),
+    "token_mean": ((), ()),
+    "partition_windows": ((), ("height", "width", "window", "shift")),
+    "join_windows": ((), ("height", "width", "window", "shift")),
+    "merge_patches": ((), ("height", "width")),
+    "window_bias": ((), ("window",)),
+    "shift_mask": ((), ("height", "width", "window", "shift")),
 }
 
 
-# Operations that move values and leave them on the grid of their input.
-MOVEMENTS = frozenset({"patches", "split_heads", "transpose", "merge_heads", "take_token"})
+# Operations that move values and leave them on the grid of their input. A shift mask moves what it masks out of
+# reach and leaves the rest alone.
+MOVEMENTS = frozenset(
+    {
+        "patches",
+        "split_heads",
+        "transpose",
+        "merge_heads",
+        "take_token",
+        "join_tokens",
+        "partition_windows",
+        "join_windows",
+        "merge_patches",
+        "shift_mask",
+    }
+)
 
 
 @dataclass(frozen=True)
@@ -105,6 +128,26 @@ class FloatGraph:
 
     def __getitem__(self, name: str) -> FloatNode:
         return next(node for node in self.nodes if node.name == name)
+
+    @cached_property
+    def shapes(self) -> dict[str, Shape]:
+        """Shape of every node's value without the batch axis, by name.
+
+        Raises
+        ------
+        HwsimError
+            Operands that do not fit, with the name of the node.
+        """
+        from hwsim.networks.shapes import node_shape
+
+        shapes: dict[str, Shape] = {}
+        for node in self.nodes:
+            try:
+                operands = [shapes[name] for name in node.inputs] or [self.image_size]
+                shapes[node.name] = node_shape(node, *operands)
+            except HwsimError as error:
+                raise HwsimError(f"{self.name}: {node.name}: {error}") from None
+        return shapes
 
     def source(self, name: str) -> FloatNode:
         """The node whose point decides the codes at `name`: itself, or what it moves."""

@@ -11,10 +11,14 @@ from torch.nn import functional
 
 from golden.errors import HwsimError
 from golden.rearrange import merge_heads, patches, split_heads
+from golden.windows import join_windows, merge_patches, partition_windows, position_bias, shift_mask
 from hwsim.data import normalise
 from hwsim.execute.parallel import map_batches
 from hwsim.networks.graph import FloatGraph, FloatNode
 from hwsim.program import check_images
+
+# What Swin adds to a score that must not count.
+MASKED = -100.0
 
 # (node, its parameters as tensors, its operands) -> value
 Operation = Callable[[FloatNode, Mapping[str, Tensor], Sequence[Tensor]], Tensor]
@@ -41,8 +45,19 @@ def _layernorm(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequ
 
 
 def _take_token(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
-    index = node.attributes["index"]
-    return operands[0][:, index : index + 1]
+    index, count = node.attributes["index"], node.attributes["count"]
+    return operands[0][:, index : index + count]
+
+
+def _window_bias(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    scores, table = operands
+    return scores + position_bias(table[0], node.attributes["window"])
+
+
+def _shift_mask(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    (scores,) = operands
+    masked = torch.from_numpy(shift_mask(**node.attributes)).to(scores.device)
+    return torch.where(masked[:, None], scores + MASKED, scores)
 
 
 FLOAT_OPERATIONS: dict[str, Operation] = {
@@ -62,6 +77,13 @@ FLOAT_OPERATIONS: dict[str, Operation] = {
     "merge_heads": lambda node, parameters, operands: merge_heads(operands[0]),
     "gelu": lambda node, parameters, operands: functional.gelu(operands[0]),
     "take_token": _take_token,
+    "join_tokens": lambda node, parameters, operands: operands[0].flatten(1)[:, None],
+    "token_mean": lambda node, parameters, operands: operands[0].mean(dim=1, keepdim=True),
+    "partition_windows": lambda node, parameters, operands: partition_windows(operands[0], **node.attributes),
+    "join_windows": lambda node, parameters, operands: join_windows(operands[0], **node.attributes),
+    "merge_patches": lambda node, parameters, operands: merge_patches(operands[0], **node.attributes),
+    "window_bias": _window_bias,
+    "shift_mask": _shift_mask,
 }
 
 
@@ -105,7 +127,18 @@ class Interpreter:
         operations: Mapping[str, Operation] | None = None,
         parameters: Mapping[str, Mapping[str, Tensor]] | None = None,
     ) -> Tensor:
-        """Logits [N, classes] of a batch of uint8 images.
+        """`forward` without gradients."""
+        return self.forward(images, after=after, operations=operations, parameters=parameters)
+
+    def forward(
+        self,
+        images: np.ndarray,
+        *,
+        after: Callable[[FloatNode, Tensor], Tensor] | None = None,
+        operations: Mapping[str, Operation] | None = None,
+        parameters: Mapping[str, Mapping[str, Tensor]] | None = None,
+    ) -> Tensor:
+        """Logits [N, classes] of a batch of uint8 images, with gradients of what `after` gives a gradient.
 
         Parameters
         ----------

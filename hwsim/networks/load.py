@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from golden.errors import HwsimError
+from hwsim.networks.embedded import MEAN, NETWORKS, STD, build_model
 from hwsim.networks.graph import FloatGraph
 
-EMBEDDED = "embedded"
 # DeiT evaluates at 224/256 (its repository and FQ-ViT's); timm's configuration says 0.9 since its version 0.8.
 DEIT_CROP_RATIO = 0.875
 
 
-def load_network(name: str, *, checkpoint: Path | None = None, architecture: str | None = None) -> FloatGraph:
+def load_network(
+    name: str,
+    *,
+    checkpoint: Path | None = None,
+    architecture: str | None = None,
+    random_weights: int | None = None,
+) -> FloatGraph:
     """A float network.
 
     Parameters
     ----------
     name : str
-        "embedded", a timm model name (its weights are downloaded by timm when there is no
+        "embedded", "embedded-swin", a timm model name (its weights are downloaded by timm when there is no
         `checkpoint`), or the path of a checkpoint.
     checkpoint : Path, optional
         Local weights with timm's key names: safetensors, or a torch state dict.
     architecture : str, optional
         timm model name of a checkpoint whose file name does not tell.
+    random_weights : int, optional
+        Seed of timm's random initialisation, in place of trained weights: for structure, not for accuracy.
 
     Raises
     ------
@@ -32,41 +42,78 @@ def load_network(name: str, *, checkpoint: Path | None = None, architecture: str
         Unknown network, no weights to be had, a checkpoint that cannot be read or whose keys or
         shapes do not fit, or a block that the package does not know.
     """
-    from hwsim.networks.vision_transformer import vision_transformer_graph
-
-    if name == EMBEDDED and checkpoint is None:
-        from hwsim.networks import embedded
-
-        return vision_transformer_graph(embedded.build_model(), name, mean=embedded.MEAN, std=embedded.STD)
+    if random_weights is not None and checkpoint is not None:
+        raise HwsimError(f"{name}: a network has either random weights or those of {checkpoint}; drop one option")
+    if name in NETWORKS and checkpoint is None:
+        with _seeded(random_weights or 0):
+            model = build_model(pretrained=random_weights is None, name=name)
+        return float_graph(model, name, mean=MEAN, std=STD)
     import timm
 
-    if name != EMBEDDED and (Path(name).is_file() or Path(name).suffix in {".safetensors", ".pth", ".pt", ".bin"}):
+    if name not in NETWORKS and (Path(name).is_file() or Path(name).suffix in {".safetensors", ".pth", ".pt", ".bin"}):
         checkpoint = Path(name)
         name = architecture or _architecture_of(checkpoint)
     if not timm.is_model(name.split(".")[0]):
         close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
         raise HwsimError(
-            f"{name!r} is neither a file, 'embedded', nor a timm model" + (f"; timm has {close}, ..." if close else "")
+            f"{name!r} is neither a file, {' nor '.join(map(repr, NETWORKS))}, nor a timm model"
+            + (f"; timm has {close}, ..." if close else "")
         )
-    if checkpoint is None:
+    if random_weights is not None:
+        with _seeded(random_weights):
+            model = timm.create_model(name, pretrained=False)
+    elif checkpoint is None:
         try:
             model = timm.create_model(name, pretrained=True)
         except Exception as error:  # timm and its hub raise many kinds when there is no network
             raise HwsimError(
                 f"{name}: timm could not download the weights ({type(error).__name__}); "
-                "give a local file with --checkpoint"
+                "give a local file with --checkpoint, or --random-weights SEED"
             ) from None
     else:
         model = timm.create_model(name, pretrained=False)
         _load_state(model, checkpoint, read_checkpoint(checkpoint), name)
     config: Any = model.pretrained_cfg
-    return vision_transformer_graph(
+    return float_graph(
         model.eval(),
         name,
         mean=tuple(config["mean"]),
         std=tuple(config["std"]),
         crop_ratio=DEIT_CROP_RATIO if name.startswith("deit_") else float(config["crop_pct"]),
     )
+
+
+@contextmanager
+def _seeded(seed: int) -> Iterator[None]:
+    """PyTorch's global generator, seeded inside the block and as before after it."""
+    import torch
+
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
+def float_graph(
+    model: Any, name: str, *, mean: tuple[float, ...], std: tuple[float, ...], crop_ratio: float = 1.0
+) -> FloatGraph:
+    """The float graph of a timm model of a known family.
+
+    Parameters
+    ----------
+    model : torch.nn.Module
+    name, mean, std, crop_ratio
+        As in `FloatGraph`.
+
+    Raises
+    ------
+    HwsimError
+        A network or a block that the package does not know (named).
+    """
+    from hwsim.networks.swin_transformer import swin_transformer_graph
+    from hwsim.networks.vision_transformer import vision_transformer_graph
+
+    read = swin_transformer_graph if type(model).__name__ == "SwinTransformer" else vision_transformer_graph
+    return read(model, name, mean=mean, std=std, crop_ratio=crop_ratio)
 
 
 def _architecture_of(checkpoint: Path) -> str:

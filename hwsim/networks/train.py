@@ -1,6 +1,6 @@
-"""Training of the embedded network on Fashion-MNIST, reproducible from a seed.
+"""Training of the embedded networks on Fashion-MNIST, reproducible from a seed.
 
-A convolutional teacher ensemble is trained on the labels; the embedded network then learns to match the teachers'
+A convolutional teacher ensemble is trained on the labels; an embedded network then learns to match the teachers'
 class probabilities on the same augmented and mixed images, which is the "consistent teaching" of [1]_. The labels
 of the held-out training images and the test set play no part in it: there is no early stopping and no choice of an
 epoch, the last weights are the result.
@@ -19,9 +19,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +32,9 @@ from torch import Tensor, nn
 
 from golden.errors import HwsimError
 from golden.files import write_atomically
-from hwsim.networks.embedded import ARCHITECTURE, build_model, normalize
+from hwsim.networks.embedded import CLASS_NAMES, EMBEDDED, EMBEDDED_SWIN, NETWORKS, build_model, normalize
 from hwsim.networks.fashion_mnist import read_fashion_mnist
+from hwsim.networks.teacher import Ensemble, build_teacher
 
 Progress = Callable[[str, int, int, float], None]
 """Called after each epoch with the stage ("teacher 1", "student"), epochs done, epochs in all, and mean loss."""
@@ -78,6 +79,7 @@ class Recipe:
 
 TEACHER = Recipe(epochs=30, batch_size=512, learning_rate=2e-3)
 STUDENT = Recipe(epochs=340, batch_size=512, learning_rate=2e-3, flip=False, mixup=0.5)
+STUDENTS = {EMBEDDED: STUDENT, EMBEDDED_SWIN: replace(STUDENT, epochs=350)}
 
 
 @dataclass(frozen=True)
@@ -98,61 +100,13 @@ class TrainingReport:
     test_top1: float
 
 
-class _Residual(nn.Module):
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.body = nn.Sequential(_convolution(width, width), _convolution(width, width))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
-
-
-def _convolution(inputs: int, outputs: int, stride: int = 1) -> nn.Sequential:
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()
-    )
-
-
-def _build_teacher(width: int) -> nn.Sequential:
-    # Strided convolutions and a flat mean instead of pooling layers, whose CUDA gradients are not deterministic.
-    return nn.Sequential(
-        _convolution(1, width),
-        _Residual(width),
-        _convolution(width, 2 * width, stride=2),
-        _Residual(2 * width),
-        _convolution(2 * width, 4 * width, stride=2),
-        _Residual(4 * width),
-        _Residual(4 * width),
-        _Mean(),
-        nn.Linear(4 * width, ARCHITECTURE["num_classes"]),
-    )
-
-
-class _Mean(nn.Module):
-    def forward(self, x: Tensor) -> Tensor:
-        return x.mean((2, 3))
-
-
-class _Ensemble(nn.Module):
-    """Mean class probabilities of several teachers."""
-
-    def __init__(self, teachers: Sequence[nn.Module], temperature: float) -> None:
-        super().__init__()
-        self.teachers = nn.ModuleList(teachers)
-        self.temperature = temperature
-
-    def forward(self, x: Tensor) -> Tensor:
-        probabilities = [F.softmax(teacher(x).float() / self.temperature, 1) for teacher in self.teachers]
-        return torch.stack(probabilities).mean(0)
-
-
 class _Batches:
     """Augmented batches of one epoch after another, computed on the device that holds the images."""
 
     def __init__(self, images: Tensor, labels: Tensor, recipe: Recipe, generator: torch.Generator) -> None:
         self.images, self.recipe, self.generator = images, recipe, generator
         self.device = images.device
-        self.one_hot = torch.eye(ARCHITECTURE["num_classes"], device=self.device)[labels]
+        self.one_hot = torch.eye(len(CLASS_NAMES), device=self.device)[labels]
         self.table = _normalization_table(self.device)
         self.steps = max(1, len(images) // recipe.batch_size)
 
@@ -291,8 +245,9 @@ def _deterministic() -> Iterator[None]:
 def train(
     output: Path,
     *,
+    network: str = EMBEDDED,
     data_dir: Path | None = None,
-    student: Recipe = STUDENT,
+    student: Recipe | None = None,
     teacher: Recipe = TEACHER,
     teachers: int = 1,
     teacher_width: int = 64,
@@ -301,16 +256,19 @@ def train(
     device: str | None = None,
     progress: Progress | None = None,
 ) -> TrainingReport:
-    """Train the embedded network and write its checkpoint.
+    """Train an embedded network and write its checkpoint.
 
     Parameters
     ----------
     output : Path
-        Checkpoint to write: fp32 safetensors with timm's key names; the report is its metadata.
+        Checkpoint to write: safetensors with timm's key names; the report is its metadata.
+    network : str
+        A key of `hwsim.networks.embedded.NETWORKS`.
     data_dir : Path, optional
         See `hwsim.networks.fashion_mnist.read_fashion_mnist`.
     student, teacher : Recipe
-        Change a field with `dataclasses.replace`, for instance ``replace(STUDENT, epochs=100)``.
+        By default those of `STUDENTS` and `TEACHER`; change a field with `dataclasses.replace`, for instance
+        ``replace(STUDENT, epochs=100)``.
     teachers : int
         Size of the ensemble; 0 trains on the labels alone.
     teacher_width : int
@@ -331,6 +289,7 @@ def train(
         diverges. Nothing is written then.
     """
     started = time.perf_counter()
+    student = student or STUDENTS[network]
     data = read_fashion_mnist(data_dir)
     kept = len(data.train_images) - held_out
     if not 0 <= held_out < len(data.train_images):
@@ -353,15 +312,17 @@ def train(
         ensemble: nn.Module | None = None
         if teachers:
             members = [
-                _build_teacher(teacher_width).to(memory_format=torch.channels_last).to(place) for _ in range(teachers)
+                build_teacher(teacher_width).to(memory_format=torch.channels_last).to(place) for _ in range(teachers)
             ]
             for number, member in enumerate(members, 1):
                 fit(member, _Batches(images, labels, teacher, generator), None, f"teacher {number}", False, progress)
-            ensemble = _Ensemble(members, student.temperature).eval()
-        model: nn.Module = build_model(pretrained=False).to(place)
+            ensemble = Ensemble(members, student.temperature).eval()
+        model = build_model(pretrained=False, name=network).to(place)
         # The student's kernels take less time than their launch, unlike the teacher's.
         compiled = place.type == "cuda"
         fit(model, _Batches(images, labels, student, generator), ensemble, "student", compiled, progress)
+        if NETWORKS[network].half:
+            model = model.half().float()  # measured is what the file holds
         report = TrainingReport(
             checkpoint=output,
             seed=seed,
@@ -374,13 +335,14 @@ def train(
             test_top1=top1(model, data.test_images, data.test_labels, place),
         )
     arguments = {
+        "network": network,
         "student": asdict(student),
         "teacher": asdict(teacher),
         "teachers": teachers,
         "teacher_width": teacher_width,
         "held_out": held_out,
     }
-    _save(output, model, arguments, report)
+    _save(output, model.half() if NETWORKS[network].half else model, arguments, report)
     return report
 
 

@@ -1,4 +1,4 @@
-"""timm's VisionTransformer (ViT and DeiT) as a float graph."""
+"""timm's VisionTransformer (ViT and DeiT, distilled too) as a float graph."""
 
 from __future__ import annotations
 
@@ -6,66 +6,35 @@ from typing import Any
 
 import numpy as np
 
-from golden.errors import HwsimError
-from hwsim.networks.graph import FloatGraph, FloatNode
+from hwsim.networks.build import (
+    GraphBuilder,
+    array,
+    check_block,
+    refuse_class,
+    require,
+    require_absent,
+    require_layernorm,
+)
+from hwsim.networks.graph import FloatGraph
 
 
-def _array(tensor: Any) -> np.ndarray:
-    return tensor.detach().cpu().float().numpy().copy()
-
-
-def _linear(module: Any, outputs: int) -> dict[str, np.ndarray]:
-    weight = _array(module.weight).reshape(outputs, -1)
-    bias = _array(module.bias) if module.bias is not None else np.zeros(outputs, np.float32)
-    return {"weight": weight, "bias": bias}
-
-
-def _norm(module: Any) -> dict[str, Any]:
-    return {
-        "parameters": {"weight": _array(module.weight), "bias": _array(module.bias)},
-        "attributes": {"eps": float(module.eps)},
-    }
-
-
-def _require(condition: bool, network: str, block: str, what: str) -> None:
-    if not condition:
-        raise HwsimError(
-            f"{network}: block {block} is {what}, which this package does not know; "
-            "it takes plain ViT and DeiT blocks (LayerNorm, attention, GELU MLP)"
-        )
-
-
-def _check_structure(model: Any, name: str) -> None:
+def _check_structure(model: Any, name: str, distilled: bool) -> None:
     from torch import nn
 
-    identity = (nn.Identity, nn.Dropout)
-    for attribute in ("norm_pre", "fc_norm", "patch_drop"):
-        module = getattr(model, attribute, None)
-        _require(module is None or isinstance(module, identity), name, attribute, f"a {type(module).__name__}")
-    _require(isinstance(model.patch_embed.norm, identity), name, "patch_embed.norm", "a norm")
-    _require(isinstance(model.norm, nn.LayerNorm), name, "norm", f"a {type(model.norm).__name__}")
-    _require(model.global_pool == "token", name, "global_pool", f"pooling by {model.global_pool!r}")
-    _require(getattr(model, "num_prefix_tokens", 1) == 1, name, "cls_token", "not the only prefix token")
-    _require(isinstance(model.head, nn.Linear), name, "head", f"a {type(model.head).__name__}")
-    _require(getattr(model, "head_dist", None) is None, name, "head_dist", "a second head")
+    require_absent(name, model, "", ("norm_pre", "fc_norm", "patch_drop"))
+    norm = type(model.patch_embed.norm).__name__
+    require(isinstance(model.patch_embed.norm, nn.Identity), name, "patch_embed.norm", f"a {norm}")
+    require_layernorm(name, model.norm, "norm")
+    require(model.global_pool == "token", name, "global_pool", f"pooling by {model.global_pool!r}")
+    prefix = 1 + distilled
+    require(getattr(model, "num_prefix_tokens", 1) == prefix, name, "cls_token", "not the only prefix token")
+    for head in ("head", "head_dist")[:prefix]:
+        module = getattr(model, head)
+        require(isinstance(module, nn.Linear), name, head, f"a {type(module).__name__}")
+    positions = model.pos_embed.shape[1]
+    require(positions == model.patch_embed.num_patches + prefix, name, "pos_embed", "without positions of the tokens")
     for index, block in enumerate(model.blocks):
-        place = f"blocks.{index}"
-        _require(type(block).__name__ == "Block", name, place, f"a {type(block).__name__}")
-        _require(type(block.attn).__name__ == "Attention", name, f"{place}.attn", f"a {type(block.attn).__name__}")
-        for norm in ("norm1", "norm2"):
-            module = getattr(block, norm)
-            _require(isinstance(module, nn.LayerNorm), name, f"{place}.{norm}", f"a {type(module).__name__}")
-        _require(isinstance(block.mlp.act, nn.GELU), name, f"{place}.mlp.act", f"a {type(block.mlp.act).__name__}")
-        _require(block.mlp.act.approximate == "none", name, f"{place}.mlp.act", "an approximate GELU")
-        extras = {block: ("ls1", "ls2"), block.attn: ("norm", "q_norm", "k_norm"), block.mlp: ("norm",)}
-        for owner, attribute in ((owner, attribute) for owner, names in extras.items() for attribute in names):
-            module = getattr(owner, attribute, None)
-            _require(
-                module is None or isinstance(module, identity),
-                name,
-                f"{place}.{attribute}",
-                f"a {type(module).__name__}",
-            )
+        check_block(name, block, f"blocks.{index}", ("Block", "Attention"))
 
 
 def vision_transformer_graph(
@@ -76,11 +45,14 @@ def vision_transformer_graph(
     std: tuple[float, ...],
     crop_ratio: float = 1.0,
 ) -> FloatGraph:
-    """Read a timm ``VisionTransformer`` with a class token into a float graph.
+    """Read a timm ``VisionTransformer`` with a class token, or a distilled DeiT, into a float graph.
+
+    A distilled DeiT averages the logits of two heads, one on each prefix token. In the graph that is one linear
+    layer on both features side by side with half the weights of each head: the same value, and one rounding.
 
     Parameters
     ----------
-    model : timm.models.vision_transformer.VisionTransformer
+    model : timm VisionTransformer or VisionTransformerDistilled
         In evaluation mode, with its weights loaded.
     name : str
         Name for messages and reports.
@@ -94,76 +66,44 @@ def vision_transformer_graph(
     HwsimError
         A block that the package does not know (named), or a parameter that is not finite.
     """
-    if type(model).__name__ != "VisionTransformer":
-        raise HwsimError(
-            f"{name}: a {type(model).__name__} is not a network this package knows; use a timm ViT or DeiT"
-        )
-    _check_structure(model, name)
-    height, width = model.patch_embed.img_size
-    projection = model.patch_embed.proj
-    size = projection.kernel_size[0]
-    _require(
-        projection.kernel_size == projection.stride == (size, size), name, "patch_embed.proj", "an overlapping one"
-    )
-    dim = model.embed_dim
-
-    nodes: list[FloatNode] = []
-
-    def node(name: str, operation: str, *inputs: str, role: str = "", **rest: Any) -> str:
-        nodes.append(FloatNode(name, operation, role, inputs, **rest))
-        return name
-
-    image = node("image", "image", role="input")
-    patches = node("patch_embed.patches", "patches", image, attributes={"size": size})
-    patch = node("patch_embed.proj", "linear", patches, role="patch", parameters=_linear(projection, dim))
-    token = node("cls_token", "constant", parameters={"value": _array(model.cls_token)[0]})
-    embed = node("embed", "concat", token, patch, role="embed")
-    position = node("pos_embed", "constant", role="position", parameters={"value": _array(model.pos_embed)[0]})
-    _require(
-        model.pos_embed.shape[1] == model.patch_embed.num_patches + 1, name, "pos_embed", "without a class position"
-    )
-    stream = node("pos_add", "add", embed, position, role="residual")
+    distilled = type(model).__name__ == "VisionTransformerDistilled"
+    if type(model).__name__ != "VisionTransformer" and not distilled:
+        refuse_class(name, model)
+    _check_structure(model, name, distilled)
+    build = GraphBuilder(name)
+    patch = build.patches(model.patch_embed)
+    prefix = array(model.cls_token)[0]
+    if distilled:
+        prefix = np.concatenate([prefix, array(model.dist_token)[0]])
+    token = build.node("prefix_tokens" if distilled else "cls_token", "constant", parameters={"value": prefix})
+    embed = build.node("embed", "concat", token, patch, role="embed")
+    position = build.node("pos_embed", "constant", role="position", parameters={"value": array(model.pos_embed)[0]})
+    stream = build.node("pos_add", "add", embed, position, role="residual")
     for index, block in enumerate(model.blocks):
         place = f"blocks.{index}"
-        attention = block.attn
-        norm = node(f"{place}.norm1", "layernorm", stream, role="norm", **_norm(block.norm1))
-        qkv = node(
-            f"{place}.attn.qkv",
-            "linear",
-            norm,
-            role="qkv",
-            parameters=_linear(attention.qkv, attention.qkv.out_features),
-        )
-        heads = attention.num_heads
-        query, key, value = (
-            node(f"{place}.attn.{part}", "split_heads", qkv, attributes={"heads": heads, "part": i, "parts": 3})
-            for i, part in enumerate("qkv")
-        )
-        key = node(f"{place}.attn.k_transposed", "transpose", key)
-        scale = attention.head_dim**-0.5
-        scores = node(f"{place}.attn.scores", "matmul", query, key, role="scores", attributes={"scale": scale})
-        weights = node(f"{place}.attn.softmax", "softmax", scores, role="attention")
-        context = node(f"{place}.attn.context", "matmul", weights, value, role="context", attributes={"scale": 1.0})
-        merged = node(f"{place}.attn.merge", "merge_heads", context)
-        projected = node(
-            f"{place}.attn.proj", "linear", merged, role="projection", parameters=_linear(attention.proj, dim)
-        )
-        stream = node(f"{place}.add1", "add", stream, projected, role="residual")
-        norm = node(f"{place}.norm2", "layernorm", stream, role="norm", **_norm(block.norm2))
-        hidden = block.mlp.fc1.out_features
-        fc1 = node(f"{place}.mlp.fc1", "linear", norm, role="hidden", parameters=_linear(block.mlp.fc1, hidden))
-        gelu = node(f"{place}.mlp.gelu", "gelu", fc1, role="gelu")
-        fc2 = node(f"{place}.mlp.fc2", "linear", gelu, role="mlp", parameters=_linear(block.mlp.fc2, dim))
-        stream = node(f"{place}.add2", "add", stream, fc2, role="residual")
-    # LayerNorm works on each token alone, so only the class token needs the last one.
-    token = node("take_token", "take_token", stream, attributes={"index": 0})
-    feature = node("norm", "layernorm", token, role="feature", **_norm(model.norm))
-    node("head", "linear", feature, role="logits", parameters=_linear(model.head, model.head.out_features))
+        norm = build.layernorm(f"{place}.norm1", block.norm1, stream)
+        scores, value = build.scores(f"{place}.attn", block.attn, norm)
+        projected = build.context(f"{place}.attn", block.attn, scores, value)
+        stream = build.node(f"{place}.add1", "add", stream, projected, role="residual")
+        norm = build.layernorm(f"{place}.norm2", block.norm2, stream)
+        stream = build.node(f"{place}.add2", "add", stream, build.mlp(f"{place}.mlp", block.mlp, norm), role="residual")
+    # LayerNorm works on each token alone, so only the prefix tokens need the last one.
+    token = build.node("take_token", "take_token", stream, attributes={"index": 0, "count": len(prefix)})
+    feature = build.layernorm("norm", model.norm, token, "feature")
+    if distilled:
+        feature = build.node("join_tokens", "join_tokens", feature)
+        heads = model.head, model.head_dist
+        weight = np.concatenate([array(head.weight) for head in heads], axis=1) / 2
+        bias = sum(array(head.bias) for head in heads) / 2
+        build.node("head", "linear", feature, role="logits", parameters={"weight": weight, "bias": bias})
+    else:
+        build.linear("head", model.head, feature, "logits")
 
+    height, width = model.patch_embed.img_size
     graph = FloatGraph(
         name=name,
-        nodes=tuple(nodes),
-        image_size=(height, width, projection.in_channels),
+        nodes=tuple(build.nodes),
+        image_size=(height, width, model.patch_embed.proj.in_channels),
         mean=tuple(mean),
         std=tuple(std),
         classes=model.head.out_features,

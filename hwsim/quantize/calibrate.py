@@ -18,28 +18,35 @@ from torch import Tensor
 
 from golden.errors import HwsimError
 from hwsim.execute.parallel import batches
-from hwsim.networks.graph import FloatGraph, FloatNode
+from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, Operation, check_activation
-from hwsim.quantize.grids import FLOAT32_EPS, Grid, Log2Grid, UniformGrid
-from hwsim.quantize.observers import Log2, Observer, Uniform
+from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
+from hwsim.quantize.quantizers.protocol import Grid, Observer
+from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
 from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.search.run import search_scales
 from hwsim.quantize.softmax import log_int_softmax_of_reals
+from hwsim.quantize.weights import QuantizedWeight
 
-# Of the grid that keeps the range of a hidden activation; the lowering chooses its own width.
-HIDDEN_RANGE_BITS = 16
+# Resolution of the range that is kept for a point that the recipe leaves in float.
+RANGE_BITS = 16
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """A quantized network: float graph, recipe, and the grid of every point.
+    """A quantized network: float graph, recipe, grids and weights.
 
     Parameters
     ----------
     graph : FloatGraph
     recipe : Recipe
     grids : dict of str to Grid
-        By node name. Points of role "hidden" are there for the lowering only; the
-        published fake-quantized networks leave them in float.
+        Of every quantized point, by node name.
+    weights : dict of str to QuantizedWeight
+        Of every linear node.
+    ranges : dict of str to (float, float)
+        Observed range of the points that the recipe leaves in float; the lowering carries them in
+        wide codes.
     images : int
         Calibration images seen.
     """
@@ -47,33 +54,32 @@ class Calibration:
     graph: FloatGraph
     recipe: Recipe
     grids: dict[str, Grid]
+    weights: dict[str, QuantizedWeight]
+    ranges: dict[str, tuple[float, float]]
     images: int
 
-    def grid(self, name: str) -> Grid:
-        """Grid of the codes at a node, through data movement."""
-        return self.grids[self.graph.source(name).name]
+    def grid(self, name: str) -> Grid | None:
+        """Grid of the codes at a node, through data movement; None where the values are floats."""
+        node = self.graph[name]
+        while node.name not in self.grids and node.operation in MOVEMENTS:
+            node = self.graph[node.inputs[0]]
+        return self.grids.get(node.name)
 
     def uniform_grid(self, name: str) -> UniformGrid:
-        """Like `grid`, for points that must have one scale a tensor."""
+        """Like `grid`, for points that must have one scale a tensor.
+
+        Raises
+        ------
+        HwsimError
+            They have another grid or none; names the point.
+        """
         grid = self.grid(name)
         if not isinstance(grid, UniformGrid):
             raise HwsimError(
-                f"{name}: this point needs one scale a tensor, the recipe gives it a {type(grid).__name__}"
+                f"{name}: this point needs one scale a tensor, recipe {self.recipe.name} gives it "
+                + ("none" if grid is None else f"a {type(grid).__name__}")
             )
         return grid
-
-    def quantized_weight(self, node: FloatNode) -> tuple[np.ndarray, np.ndarray]:
-        """Weight codes int64 [outputs, inputs] and scales float64 [outputs] of a linear node.
-
-        Symmetric, one scale an output channel: ``max|w| / (2**bits - 1) * 2``, codes clipped to the
-        signed range (FQ-ViT's released MinMax weights).
-        """
-        weight = node.parameters["weight"]
-        half = np.float32(((1 << self.recipe.weight_bits) - 1) / 2)
-        scale = np.maximum(np.abs(weight).max(axis=1) / half, np.float32(FLOAT32_EPS))
-        limit = 1 << (self.recipe.weight_bits - 1)
-        codes = np.clip(np.rint(weight / scale[:, None]), -limit, limit - 1)
-        return codes.astype(np.int64), scale.astype(np.float64)
 
 
 def calibrate(
@@ -83,6 +89,7 @@ def calibrate(
     *,
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
+    layers: Callable[[int], None] | None = None,
 ) -> Calibration:
     """Find the grid of every point.
 
@@ -96,26 +103,28 @@ def calibrate(
         torch device.
     progress : callable, optional
         Called with the number of images after each batch.
+    layers : callable, optional
+        Called with the number of layers whose scales a search has found, see `hwsim.quantize.search`.
 
     Raises
     ------
     HwsimError
-        No images, images of the wrong size, or an activation that is not finite.
+        No images, images of the wrong size, or an activation that is not finite; of a search, also
+        weights that are all zero and gradients that are not finite.
     """
     if not len(images):
         raise HwsimError(f"{graph.name}: calibration needs at least one image")
+    _check_roles(graph, recipe)
     interpreter = Interpreter(graph, device)
     observers: dict[str, Observer] = {}
+    carried: dict[str, Observer] = {}
     for node in graph.nodes:
-        if node.role == "hidden":
-            observers[node.name] = Uniform(HIDDEN_RANGE_BITS).observer()
-        elif node.role:
-            if node.role not in recipe.points:
-                raise HwsimError(
-                    f"recipe {recipe.name} has no quantizer for points of role {node.role!r} ({node.name})"
-                )
+        if node.role in recipe.points:
             observers[node.name] = recipe.points[node.role].observer()
+        elif node.role and node.operation not in MOVEMENTS:
+            carried[node.name] = Uniform(RANGE_BITS).observer()
     grids: dict[str, Grid] = {}
+    ranges: dict[str, tuple[float, float]] = {}
 
     parts = batches(len(images), recipe.calibration_batch)
     for part in parts:
@@ -127,23 +136,56 @@ def calibrate(
                 observers[node.name].update(value)
                 if last:
                     grids[node.name] = observers[node.name].grid(value)
+            elif node.name in carried:
+                carried[node.name].update(value)
+                if last:
+                    ranges[node.name] = _ends(carried[node.name].grid(value))
             return value
 
         replaced: dict[str, Operation] = {}
-        if last and isinstance(recipe.points["attention"], Log2):
-            for node in graph.nodes:
-                if node.operation == "softmax":
-                    replaced[node.name] = partial(_softmax_of_last_batch, grids, recipe.points["attention"].bits)
+        for node in graph.nodes:
+            quantizer = recipe.points.get(node.role)
+            if last and node.operation == "softmax" and isinstance(quantizer, Log2):
+                source = graph.source(node.inputs[0]).name
+                replaced[node.name] = partial(_softmax_of_last_batch, grids, source, quantizer.bits)
         interpreter.run(images[part], after=observe, operations=replaced)
         if progress is not None:
             progress(len(images[part]))
-    return Calibration(graph, recipe, grids, len(images))
+    weights = {
+        node.name: recipe.weights_of(node.role).quantize(node.parameters["weight"])
+        for node in graph.nodes
+        if node.operation == "linear"
+    }
+    calibration = Calibration(graph, recipe, grids, weights, ranges, len(images))
+    if recipe.search is None:
+        return calibration
+    return search_scales(calibration, images, device=device, progress=layers)
+
+
+def _check_roles(graph: FloatGraph, recipe: Recipe) -> None:
+    """Refuse combinations of quantizers that no network can have."""
+    roles = {node.role: node for node in graph.nodes if node.role}
+    if isinstance(recipe.points.get("attention"), Log2):
+        node = roles["attention"]
+        role = graph.source(node.inputs[0]).role
+        scores = recipe.points.get(role)
+        if not isinstance(scores, Uniform) or scores.symmetric:
+            raise HwsimError(
+                f"recipe {recipe.name}: Log-Int-Softmax ({node.name}) works on score codes; give the role "
+                f"{role!r} an asymmetric uniform quantizer"
+            )
+
+
+def _ends(grid: Grid) -> tuple[float, float]:
+    """Real values of the first and last code."""
+    low, high = grid.values(torch.tensor([0.0, (1 << grid.bits) - 1.0])).tolist()
+    return low, high
 
 
 def _softmax_of_last_batch(
-    grids: dict[str, Grid], bits: int, node: FloatNode, parameters: object, operands: list[Tensor]
+    grids: dict[str, Grid], source: str, bits: int, node: FloatNode, parameters: object, operands: list[Tensor]
 ) -> Tensor:
-    scores = grids[node.inputs[0]]
+    scores = grids[source]
     assert isinstance(scores, UniformGrid)
     with torch.inference_mode():
         return Log2Grid(bits).values(log_int_softmax_of_reals(operands[0] / scores.scale, scores.scale, bits))

@@ -13,7 +13,9 @@ from hwsim.execute.parallel import map_batches
 from hwsim.networks.graph import FloatNode
 from hwsim.networks.interpret import Interpreter, Operation
 from hwsim.quantize.calibrate import Calibration
-from hwsim.quantize.grids import Log2Grid, PowerOfTwoGrid, UniformGrid
+from hwsim.quantize.quantizers.log2 import Log2Grid
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwoGrid
+from hwsim.quantize.quantizers.uniform import UniformGrid
 from hwsim.quantize.softmax import log_int_softmax
 
 
@@ -33,18 +35,18 @@ class FakeQuantNetwork:
         self._operations: dict[str, Operation] = {}
         for node in calibration.graph.nodes:
             if node.operation == "linear":
-                codes, scale = calibration.quantized_weight(node)
-                weight = torch.from_numpy((codes * scale[:, None]).astype(np.float32))
+                weight = torch.from_numpy(calibration.weights[node.name].values())
                 self._parameters[node.name] = {"weight": weight.to(self.interpreter.device)}
             elif node.operation == "layernorm":
                 incoming = calibration.grid(node.inputs[0])
-                if isinstance(incoming, PowerOfTwoGrid):
-                    outgoing = calibration.uniform_grid(node.name)
+                outgoing = calibration.grids.get(node.name)
+                if isinstance(incoming, PowerOfTwoGrid) and isinstance(outgoing, UniformGrid):
                     self._operations[node.name] = partial(_integer_layernorm, incoming, outgoing)
             elif node.operation == "softmax":
                 attention = calibration.grid(node.name)
                 if isinstance(attention, Log2Grid):
-                    scores = calibration.uniform_grid(node.inputs[0])
+                    scores = calibration.grid(node.inputs[0])
+                    assert isinstance(scores, UniformGrid)
                     self._operations[node.name] = partial(_log_int_softmax, scores, attention)
 
     def run(self, images: np.ndarray, codes: dict[str, np.ndarray] | None = None) -> np.ndarray:
@@ -59,17 +61,13 @@ class FakeQuantNetwork:
 
         def quantize(node: FloatNode, value: Tensor) -> Tensor:
             grid = self.calibration.grids.get(node.name)
-            if grid is None or node.role == "hidden":
-                return value
-            if isinstance(grid, Log2Grid):
-                # The softmax gives values that lie on the grid already.
-                if codes is not None:
-                    codes[node.name] = _as_int64(torch.where(value > 0, -torch.log2(value), grid.zero_symbol))
+            if grid is None:
                 return value
             code = grid.codes(value)
             if codes is not None:
-                codes[node.name] = _as_int64(code)
-            return grid.values(code)
+                codes[node.name] = code.cpu().numpy().astype(np.int64)
+            # A Log-Int-Softmax gives values that lie on the grid already.
+            return value if isinstance(grid, Log2Grid) else grid.values(code)
 
         logits = self.interpreter.run(images, after=quantize, operations=self._operations, parameters=self._parameters)
         return logits.cpu().numpy()
@@ -81,14 +79,11 @@ class FakeQuantNetwork:
         return np.concatenate(map_batches(lambda part: self.run(images[part]), len(images), batch, progress))
 
 
-def _as_int64(codes: Tensor) -> np.ndarray:
-    return codes.cpu().numpy().astype(np.int64)
-
-
 def _log_int_softmax(
     scores: UniformGrid, grid: Log2Grid, node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]
 ) -> Tensor:
-    return grid.values(log_int_softmax(scores.codes(operands[0]), scores.scale, grid.bits))
+    # Not clipped to the codes: a masked score lies far below them. A zero point would cancel.
+    return grid.values(log_int_softmax((operands[0] / scores.scale).round(), scores.scale, grid.bits))
 
 
 def _integer_layernorm(

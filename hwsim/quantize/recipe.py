@@ -6,7 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from golden.errors import HwsimError
-from hwsim.quantize.observers import AdaLog, Log2, PowerOfTwo, Quantizer, Uniform
+from hwsim.quantize.quantizers.adalog import AdaLog
+from hwsim.quantize.quantizers.log2 import Log2
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
+from hwsim.quantize.quantizers.protocol import Quantizer
+from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.search.settings import ScaleSearch
+from hwsim.quantize.weights import SymmetricWeights
 
 
 @dataclass(frozen=True)
@@ -18,6 +24,8 @@ class Lowering:
     hidden_bits : int
         Codes between the first MLP layer and the GELU table. On DeiT-Tiny 2.0 % of the codes behind
         the table are a step off at 10 bits, 0.5 % at 12.
+    carrier_bits, score_bits : int
+        Codes of the points that a recipe leaves in float; of them the scores.
     multiplier_bits : int
         Dyadic multipliers.
     exponential_fraction_bits : int
@@ -33,6 +41,8 @@ class Lowering:
     """
 
     hidden_bits: int = 12
+    carrier_bits: int = 16
+    score_bits: int = 12
     multiplier_bits: int = 16
     exponential_fraction_bits: int = 20
     probability_bits: int = 16
@@ -50,20 +60,32 @@ class Recipe:
     Parameters
     ----------
     name : str
-    weight_bits : int
-        Symmetric weights of one scale an output channel, range by minimum and maximum.
+    weights : SymmetricWeights
+        Of linear layers.
     points : mapping of str to Quantizer
-        By the role of the point, see `hwsim.networks.graph.FloatNode`.
+        By the role of the point, see `hwsim.networks.graph.FloatNode`. Points of other roles stay in
+        float in the fake-quantized network; the integer program carries them in wide codes
+        (`Lowering.carrier_bits`).
+    weights_at : mapping of str to SymmetricWeights
+        Other weights for layers whose output has the role.
     calibration_batch : int
         Images a batch; the last batch settles what the procedure takes from it.
     lowering : Lowering
+    search : ScaleSearch, optional
+        Refines the scales by the error of every layer's output, see `hwsim.quantize.search`.
     """
 
     name: str
-    weight_bits: int
+    weights: SymmetricWeights
     points: Mapping[str, Quantizer]
+    weights_at: Mapping[str, SymmetricWeights] = field(default_factory=dict)
     calibration_batch: int = 100
     lowering: Lowering = field(default_factory=Lowering)
+    search: ScaleSearch | None = None
+
+    def weights_of(self, role: str) -> SymmetricWeights:
+        """Weights of a layer whose output has a role."""
+        return self.weights_at.get(role, self.weights)
 
 
 UNIFORM_ROLES = (
@@ -74,6 +96,8 @@ UNIFORM_ROLES = (
     "norm",
     "qkv",
     "scores",
+    "table",
+    "biased scores",
     "context",
     "projection",
     "gelu",
@@ -108,10 +132,11 @@ def fq_vit(
     *,
     pts: bool = True,
     attention: str = "auto",
+    range: str = "minmax",
     calibration_batch: int = 100,
     lowering: Lowering | None = None,
 ) -> Recipe:
-    """The FQ-ViT recipe (Lin et al., IJCAI 2022) with MinMax ranges.
+    """The FQ-ViT recipe (Lin et al., IJCAI 2022).
 
     Parameters
     ----------
@@ -122,24 +147,53 @@ def fq_vit(
     attention : {"auto", "lis", "uniform", "adalog"}
         Quantizer of the softmax output. "auto" is Log-Int-Softmax up to 5 bits and uniform
         above, which are the published rows 8/8/4 (PTS, LIS) and 8/8/8 (PTS).
+    range : {"minmax", "ema", "percentile", "omse"}
+        Observer of the uniform activations; weights and power-of-two scales have MinMax.
     calibration_batch : int
     lowering : Lowering, optional
 
     Raises
     ------
     HwsimError
-        Bits or attention quantizer out of range.
+        Bits, observer or attention quantizer out of range.
     """
     weight, activation, attention_bits = parse_bits(bits)
-    kinds: dict[str, type[Log2] | type[Uniform] | type[AdaLog]] = {"lis": Log2, "uniform": Uniform, "adalog": AdaLog}
     kind = ("lis" if attention_bits <= 5 else "uniform") if attention == "auto" else attention
-    if kind not in kinds:
-        raise HwsimError(f"attention quantizer must be one of auto, {', '.join(kinds)}, not {attention!r}")
-    points: dict[str, Quantizer] = {role: Uniform(activation) for role in UNIFORM_ROLES}
-    points["residual"] = PowerOfTwo(activation) if pts else Uniform(activation)
-    points["attention"] = kinds[kind](attention_bits)
-    label = "fq-vit " + bits + (" pts" if pts else "") + f" {kind}"
-    return Recipe(label, weight, points, calibration_batch, lowering or Lowering())
+    uniform = Uniform(activation, range)
+    points: dict[str, Quantizer] = dict.fromkeys(UNIFORM_ROLES, uniform)
+    points["residual"] = PowerOfTwo(activation) if pts else uniform
+    if kind == "uniform":
+        points["attention"] = Uniform(attention_bits, range)
+    elif kind in ("lis", "adalog"):
+        points["attention"] = Log2(attention_bits) if kind == "lis" else AdaLog(attention_bits)
+    else:
+        raise HwsimError(f"attention quantizer must be one of auto, lis, uniform, adalog, not {attention!r}")
+    label = "fq-vit " + bits + (" pts" if pts else "") + f" {kind}" + (f" {range}" if range != "minmax" else "")
+    return Recipe(
+        label,
+        SymmetricWeights(weight),
+        points,
+        calibration_batch=calibration_batch,
+        lowering=lowering or Lowering(),
+    )
 
 
-RECIPES = {"fq-vit": fq_vit}
+def fq_vit_table(batch: int) -> dict[str, Recipe]:
+    """Recipes of FQ-ViT's result table by row label, and the rows with LIS alone, which it has not.
+
+    Parameters
+    ----------
+    batch : int
+        Images a calibration batch.
+    """
+    names = {"minmax": "MinMax", "ema": "EMA", "percentile": "Percentile", "omse": "OMSE"}
+    rows = {}
+    for range_name, label in names.items():
+        for added, bits, pts in (
+            ("", "8/8/8", False),
+            (" w/ PTS", "8/8/8", True),
+            (" w/ PTS, LIS", "8/8/4", True),
+            (" w/ LIS", "8/8/4", False),
+        ):
+            rows[f"{label}{added} {bits}"] = fq_vit(bits, pts=pts, range=range_name, calibration_batch=batch)
+    return rows

@@ -17,7 +17,7 @@ from hwsim.networks.graph import FloatNode
 from hwsim.program import Program
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.fake_quant import FakeQuantNetwork
-from hwsim.quantize.grids import PowerOfTwoGrid
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwoGrid
 from hwsim.report import (
     Accuracy,
     AuditedPoint,

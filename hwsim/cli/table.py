@@ -1,0 +1,138 @@
+"""``hwsim table``."""
+
+from __future__ import annotations
+
+import fnmatch
+import sys
+from pathlib import Path
+
+import click
+
+from golden.errors import HwsimError
+from hwsim.cli.display import table
+from hwsim.cli.source import (
+    BUILD,
+    calibration_source,
+    code_digest,
+    labelled_images,
+    network_options,
+)
+
+
+@click.command("table")
+@click.argument("name", metavar="TABLE")
+@network_options
+@click.option(
+    "--on", "on_data", type=click.Path(path_type=Path), help="Images to evaluate on.  [default: the embedded test set]"
+)
+@click.option("--on-images", type=click.IntRange(1), help="At most this many images to evaluate on.")
+@click.option("--batch", default=100, show_default=True, type=click.IntRange(1), help="Images a calibration batch.")
+@click.option("--rows", "patterns", multiple=True, help='Only rows that match, such as "OMSE*".')
+@click.option("--device", default="cpu", show_default=True, help="torch device of calibration and fake quantization.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "tables", show_default=True, help="Folder."
+)
+def table_command(
+    name: str,
+    network: str,
+    checkpoint: Path | None,
+    architecture: str | None,
+    random_weights: int | None,
+    data: Path | None,
+    images: int | None,
+    seed: int,
+    on_data: Path | None,
+    on_images: int | None,
+    batch: int,
+    patterns: tuple[str, ...],
+    device: str,
+    output: Path,
+) -> None:
+    """Measure a published result table on a network: float, fake-quantized and integer top-1.
+
+    TABLE is fq-vit, ptq4vit or ptq4vit-ablation. Prints the table and writes it as CSV and Markdown. Every row is
+    kept as soon as it is measured: a run that was stopped goes on where it was, and one after a change of code,
+    network or images measures again.
+    """
+    from golden.files import write_atomically
+    from hwsim.tables import ResultTable, frame, markdown, published_tables
+
+    tables = published_tables()
+    if name not in tables:
+        raise HwsimError(f"there is no table {name!r}; choose one of {', '.join(tables)}")
+    recipes = tables[name](batch)
+    chosen = {
+        label: recipe
+        for label, recipe in recipes.items()
+        if not patterns or any(fnmatch.fnmatchcase(label, pattern) for pattern in patterns)
+    }
+    if not chosen:
+        raise HwsimError(f"no row matches {' or '.join(patterns)}; the rows are {', '.join(recipes)}")
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
+    evaluation = labelled_images(graph, on_data, on_images)
+    measured = ResultTable(
+        graph, image_set.images, evaluation, folder=output / "rows", code=code_digest(), device=device
+    )
+    rows = []
+    with _Stages(len(chosen)) as stages:
+        for label, recipe in chosen.items():
+            rows.append(measured.row(label, recipe, stages.stage))
+            stages.row_done()
+    path = output / f"{name}-{graph.name}"
+    command = "hwsim " + " ".join(_quoted(part) for part in sys.argv[1:])
+    write_atomically(path.with_suffix(".csv"), frame(rows).to_csv(index=False))
+    write_atomically(path.with_suffix(".md"), markdown(graph.name, rows, command))
+    table(
+        ("row", "float", "fake-quantized", "integer"),
+        [
+            (row.label, row.float_top1, row.fake_quant_top1, "-" if row.integer_top1 is None else row.integer_top1)
+            for row in rows
+        ],
+        title=f"{name} on {graph.name}: top-1 % of {rows[0].images} images, {rows[0].calibration_images} to calibrate",
+    )
+    for note in dict.fromkeys(row.note for row in rows if row.note):
+        click.echo(f"no integer program: {note}")
+    click.echo(f"wrote {path}.csv and .md")
+
+
+def _quoted(part: str) -> str:
+    import shlex
+
+    return shlex.quote(part)
+
+
+class _Stages:
+    """Two progress bars on standard error: the rows, and the images of the stage at hand."""
+
+    def __init__(self, rows: int) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+        console = Console(stderr=True)
+        self.bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.rows = self.bars.add_task("rows", total=rows)
+        self.images = self.bars.add_task("", total=1)
+
+    def __enter__(self) -> _Stages:
+        self.bars.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.bars.stop()
+
+    def stage(self, label: str, total: int):  # type: ignore[no-untyped-def]
+        """Begin a stage; what it gives is called with the number of images done."""
+        self.bars.reset(self.images, description=label, total=total)
+        return lambda count: self.bars.advance(self.images, count)
+
+    def row_done(self) -> None:
+        """One row more."""
+        self.bars.advance(self.rows)

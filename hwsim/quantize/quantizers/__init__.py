@@ -1,0 +1,59 @@
+"""Quantizers: what a recipe puts at a point. One file each, one line each in `QUANTIZERS`."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from golden.errors import HwsimError
+from hwsim.quantize.quantizers.adalog import AdaLog
+from hwsim.quantize.quantizers.log2 import Log2
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
+from hwsim.quantize.quantizers.protocol import Quantizer
+from hwsim.quantize.quantizers.twin import TwinGelu, TwinSoftmax
+from hwsim.quantize.quantizers.uniform import Uniform
+
+# By the name that a recipe is written with.
+QUANTIZERS: dict[str, type[Any]] = {
+    "uniform": Uniform,
+    "pts": PowerOfTwo,
+    "lis": Log2,
+    "adalog": AdaLog,
+    "twin-softmax": TwinSoftmax,
+    "twin-gelu": TwinGelu,
+}
+
+
+def parse_quantizer(text: str) -> Quantizer:
+    """A quantizer from text such as ``uniform:8,range=percentile,symmetric=yes``.
+
+    Raises
+    ------
+    HwsimError
+        An unknown name or field, or a value out of range.
+    """
+    name, _, rest = text.partition(":")
+    if name not in QUANTIZERS:
+        raise HwsimError(f"quantizer {text!r}: there is no {name!r}; choose one of {', '.join(QUANTIZERS)}")
+    kind = QUANTIZERS[name]
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    values: dict[str, Any] = {}
+    for part in filter(None, rest.split(",")):
+        field, assigned, value = part.partition("=")
+        if not assigned:
+            field, value = "bits", part
+        if field not in fields:
+            raise HwsimError(f"quantizer {text!r}: {name} has no field {field!r}; it has {', '.join(fields)}")
+        try:
+            values[field] = _READ[str(fields[field])](value)
+        except (ValueError, KeyError):
+            raise HwsimError(f"quantizer {text!r}: {field} cannot be {value!r}") from None
+    quantizer: Quantizer = kind(**values)
+    return quantizer
+
+
+_READ: dict[str, Any] = {
+    "int": int,
+    "str": str,
+    "bool": {"yes": True, "true": True, "no": False, "false": False}.__getitem__,
+}

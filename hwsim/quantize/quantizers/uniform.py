@@ -1,0 +1,185 @@
+"""Uniform codes: one scale and zero point a tensor, or one a head."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from golden.errors import HwsimError
+from hwsim.quantize.quantizers.protocol import Observer
+from hwsim.quantize.ranges import check_range, new_range
+
+FLOAT32_EPS = float(torch.finfo(torch.float32).eps)
+
+
+@dataclass(frozen=True)
+class UniformGrid:
+    """``(code - zero_point) * scale``, unsigned codes, one scale a tensor.
+
+    Parameters
+    ----------
+    scale : float
+        A float32 value above 0.
+    zero_point : int
+    bits : int
+    """
+
+    scale: float
+    zero_point: int
+    bits: int
+
+    @property
+    def highest(self) -> int:
+        return (1 << self.bits) - 1
+
+    def codes(self, x: Tensor) -> Tensor:
+        """Codes as float32; the zero point is added before rounding, as FQ-ViT does."""
+        return (x / self.scale + self.zero_point).round().clamp(0, self.highest)
+
+    def values(self, codes: Tensor) -> Tensor:
+        return (codes - self.zero_point) * self.scale
+
+    def scales(self, channels: int) -> np.ndarray:
+        """Scale of every channel (or head), float64."""
+        return np.full(channels, self.scale)
+
+    def zero_points(self, count: int) -> np.ndarray:
+        """Zero point of every head, int64."""
+        return np.full(count, self.zero_point)
+
+    def record(self) -> dict[str, Any]:
+        return {"scale": self.scale, "zero_point": self.zero_point}
+
+
+@dataclass(frozen=True)
+class HeadGrid:
+    """`UniformGrid` with a scale and a zero point for each head, of tensors [..., heads, T, d].
+
+    Parameters
+    ----------
+    scale : ndarray of float32 [heads]
+    zero_point : ndarray of int64 [heads]
+    bits : int
+    """
+
+    scale: np.ndarray
+    zero_point: np.ndarray
+    bits: int
+    _tensors: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
+
+    @property
+    def highest(self) -> int:
+        return (1 << self.bits) - 1
+
+    def _on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        if device not in self._tensors:
+            arrays = (self.scale.astype(np.float32), self.zero_point.astype(np.float32))
+            scale, zero_point = (torch.from_numpy(array).to(device)[:, None, None] for array in arrays)
+            self._tensors[device] = scale, zero_point
+        return self._tensors[device]
+
+    def codes(self, x: Tensor) -> Tensor:
+        scale, zero_point = self._on(x.device)
+        return (x / scale + zero_point).round().clamp(0, self.highest)
+
+    def values(self, codes: Tensor) -> Tensor:
+        scale, zero_point = self._on(codes.device)
+        return (codes - zero_point) * scale
+
+    def scales(self, count: int) -> np.ndarray:
+        """Scale of every head, float64."""
+        assert count == len(self.scale)
+        return self.scale.astype(np.float64)
+
+    def zero_points(self, count: int) -> np.ndarray:
+        """Zero point of every head, int64."""
+        assert count == len(self.zero_point)
+        return self.zero_point
+
+    def record(self) -> dict[str, Any]:
+        return {"scale": self.scale.tolist(), "zero_point": self.zero_point.tolist()}
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """Unsigned codes of one scale a tensor, or one a head.
+
+    Parameters
+    ----------
+    bits : int
+        1 to 16.
+    range : {"minmax", "ema", "percentile", "omse"}
+        See `hwsim.quantize.ranges`. Symmetric and per-head codes take minimum and maximum.
+    symmetric : bool
+        Zero point in the middle, ``2**(bits-1)``, and scale ``max|x| / (2**(bits-1) - 0.5)``:
+        PTQ4ViT's signed codes.
+    heads : bool
+        A scale for each head; for points with a head axis (query, key, value).
+    """
+
+    bits: int = 8
+    range: str = "minmax"
+    symmetric: bool = False
+    heads: bool = False
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.bits <= 16:
+            raise HwsimError(f"a uniform quantizer takes 1 to 16 bits, not {self.bits}")
+        check_range(self.range)
+        if self.range != "minmax" and (self.symmetric or self.heads):
+            raise HwsimError(f"a symmetric or per-head quantizer takes range=minmax, not {self.range}")
+        if self.heads and not self.symmetric:
+            raise HwsimError("a per-head quantizer must be symmetric")
+
+    def observer(self) -> Observer:
+        return _Symmetric(self) if self.symmetric else _Asymmetric(self)
+
+
+def asymmetric_grid(low: Tensor, high: Tensor, bits: int) -> tuple[float, int]:
+    """Scale and zero point of a range: ``(high-low)/(2**bits-1)`` in float32, at least its epsilon."""
+    levels = (1 << bits) - 1
+    scale = ((high - low) / levels).clamp(min=FLOAT32_EPS)
+    zero_point = (0 - (low / scale).round()).clamp(0, levels)
+    return float(scale), int(zero_point)
+
+
+class _Asymmetric:
+    def __init__(self, quantizer: Uniform) -> None:
+        self.bits = quantizer.bits
+        self.range = new_range(quantizer.range)
+
+    def update(self, x: Tensor) -> None:
+        self.range.update(x)
+
+    def grid(self, last: Tensor) -> UniformGrid:
+        def error(low: Tensor, high: Tensor) -> Tensor:
+            grid = UniformGrid(*asymmetric_grid(low, high, self.bits), self.bits)
+            return (last - grid.values(grid.codes(last))).square().mean()
+
+        low, high = self.range.settle(error)
+        return UniformGrid(*asymmetric_grid(low, high, self.bits), self.bits)
+
+
+class _Symmetric:
+    def __init__(self, quantizer: Uniform) -> None:
+        self.quantizer = quantizer
+        self.largest: Tensor | None = None
+
+    def update(self, x: Tensor) -> None:
+        magnitude = x.abs()
+        largest = magnitude.movedim(-3, 0).flatten(1).amax(dim=1) if self.quantizer.heads else magnitude.max()
+        self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
+
+    def grid(self, last: Tensor) -> UniformGrid | HeadGrid:
+        if self.largest is None:
+            raise HwsimError("calibration saw no batch; give at least one image")
+        bits = self.quantizer.bits
+        middle = 1 << (bits - 1)
+        scale = (self.largest / (middle - 0.5)).clamp(min=FLOAT32_EPS).cpu()
+        if self.quantizer.heads:
+            return HeadGrid(scale.numpy(), np.full(len(scale), middle), bits)
+        return UniformGrid(float(scale), middle, bits)

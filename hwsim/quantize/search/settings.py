@@ -1,0 +1,71 @@
+"""What a recipe says about the search of its scales."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from golden.errors import HwsimError
+
+METRICS = ("hessian", "mse", "cosine")
+MODES = ("parallel", "sequential")
+
+
+@dataclass(frozen=True)
+class ScaleSearch:
+    """Alternating search of the scales of both operands of every matrix product.
+
+    Of each operand's candidates the one is kept with which the output of the product is closest to
+    that of the float layer; then the other operand's turn comes.
+
+    Parameters
+    ----------
+    metric : {"hessian", "mse", "cosine"}
+        Closeness: the squared error, weighted by the squared gradient of the loss at that output
+        or not weighted, or the cosine between both outputs of a token.
+    rounds : int
+        Turns of each operand.
+    alpha, beta : float
+        A uniform step is its first value, which clips nothing, times ``alpha + j * (beta - alpha) / candidates``
+        for j from 0 to ``candidates - 1``.
+    candidates : int
+    mode : {"parallel", "sequential"}
+        Every layer on its float inputs; or layer after layer on the inputs that the quantized layers in
+        front of it give.
+    as_released : bool
+        Take the gradient of the Kullback-Leibler divergence in parallel mode, which is rounding noise, and
+        leave the second operand in float while the split of a twin quantizer is searched for.
+    seed : int
+        Of the classes drawn for the gradients.
+
+    Raises
+    ------
+    HwsimError
+        A value out of range.
+    """
+
+    metric: str = "hessian"
+    rounds: int = 3
+    alpha: float = 0.01
+    beta: float = 1.2
+    candidates: int = 100
+    mode: str = "parallel"
+    as_released: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.metric not in METRICS:
+            raise HwsimError(f"search metric must be one of {', '.join(METRICS)}, not {self.metric!r}")
+        if self.mode not in MODES:
+            raise HwsimError(f"search mode must be one of {', '.join(MODES)}, not {self.mode!r}")
+        if self.rounds < 1 or self.candidates < 1:
+            raise HwsimError(
+                f"a search takes at least one round and one candidate, not {self.rounds} and {self.candidates}"
+            )
+        if not 0 < self.alpha < self.beta:
+            raise HwsimError(f"search factors need 0 < alpha < beta, not {self.alpha} and {self.beta}")
+
+    @property
+    def factors(self) -> tuple[float, ...]:
+        """Multiples of the first step, rising."""
+        width = (self.beta - self.alpha) / self.candidates
+        return tuple(self.alpha + index * width for index in range(self.candidates))

@@ -1,0 +1,196 @@
+"""Result tables of the published systems: one network, many recipes, three accuracies a row."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from datetime import date
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from golden.errors import HwsimError
+from golden.files import write_atomically
+from hwsim.data import ImageSet
+from hwsim.networks.graph import FloatGraph
+from hwsim.quantize.recipe import Recipe
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+# Called with the number of images that a stage has done.
+Progress = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class RowResult:
+    """One row.
+
+    Attributes
+    ----------
+    label, recipe : str
+        As in the paper's table, and the recipe's own name.
+    calibration_images, images : int
+    float_top1, fake_quant_top1 : float
+        Percent.
+    integer_top1 : float or None
+        None when the recipe has no integer program.
+    note : str
+        Why there is none.
+    measured : str
+        Date.
+    """
+
+    label: str
+    recipe: str
+    calibration_images: int
+    images: int
+    float_top1: float
+    fake_quant_top1: float
+    integer_top1: float | None
+    note: str
+    measured: str
+
+
+class ResultTable:
+    """Rows of a table, each kept on disk as soon as it is known and read again while nothing has changed.
+
+    Parameters
+    ----------
+    graph : FloatGraph
+    calibration : ndarray of uint8 [N, H, W, C]
+        Calibration images, in order.
+    evaluation : ImageSet
+        With labels.
+    folder : Path
+        For the rows that are done.
+    code : str
+        Digest of the code that the results depend on.
+    device : str
+        torch device of calibration and fake quantization; the integer program runs on the CPU.
+
+    Raises
+    ------
+    HwsimError
+        The evaluation set has no labels.
+    """
+
+    def __init__(
+        self,
+        graph: FloatGraph,
+        calibration: np.ndarray,
+        evaluation: ImageSet,
+        *,
+        folder: Path,
+        code: str,
+        device: str = "cpu",
+    ) -> None:
+        if evaluation.labels is None:
+            raise HwsimError("a table needs labelled images to evaluate on; give class folders")
+        self.graph = graph
+        self.calibration = calibration
+        self.evaluation = evaluation
+        self.folder = folder
+        self.device = device
+        self._float_top1: float | None = None
+        digest = hashlib.sha256(code.encode())
+        for node in graph.nodes:
+            digest.update(node.name.encode())
+            for name in sorted(node.parameters):
+                digest.update(np.ascontiguousarray(node.parameters[name]).data)
+        for array in (calibration, evaluation.images, evaluation.labels):
+            digest.update(np.ascontiguousarray(array).data)
+        self._setting = digest.hexdigest()
+
+    def _path(self, label: str, recipe: Recipe) -> Path:
+        key = hashlib.sha256(f"{self._setting} {label} {recipe!r}".encode()).hexdigest()[:16]
+        return self.folder / f"{self.graph.name}-{key}.json"
+
+    def row(self, label: str, recipe: Recipe, progress: Callable[[str, int], Progress]) -> RowResult:
+        """One row, measured or read.
+
+        Parameters
+        ----------
+        label : str
+        recipe : Recipe
+        progress : callable
+            Given the name and the number of images of a stage, gives what to call as they are done.
+        """
+        path = self._path(label, recipe)
+        if path.is_file():
+            return RowResult(**json.loads(path.read_text()))
+        result = self._measure(label, recipe, progress)
+        write_atomically(path, json.dumps(asdict(result), indent=1) + "\n")
+        return result
+
+    def _measure(self, label: str, recipe: Recipe, progress: Callable[[str, int], Progress]) -> RowResult:
+        from hwsim.execute import Executor, top1
+        from hwsim.networks.interpret import Interpreter, predict
+        from hwsim.quantize.calibrate import calibrate
+        from hwsim.quantize.fake_quant import FakeQuantNetwork
+        from hwsim.quantize.lowering import lower
+
+        images, labels = self.evaluation.images, self.evaluation.labels
+        assert labels is not None
+        if self._float_top1 is None:
+            logits = predict(Interpreter(self.graph, self.device), images, progress=progress("float", len(images)))
+            self._float_top1 = top1(logits, labels)
+        done = progress(f"{label}: calibrating", len(self.calibration))
+        calibration = calibrate(self.graph, self.calibration, recipe, device=self.device, progress=done)
+        done = progress(f"{label}: fake-quantized", len(images))
+        fake = top1(FakeQuantNetwork(calibration, self.device).predict(images, progress=done), labels)
+        integer, note = None, ""
+        try:
+            program = lower(calibration)
+        except HwsimError as error:
+            note = str(error)
+        else:
+            done = progress(f"{label}: integer", len(images))
+            integer = top1(Executor(program).predict(images, progress=done), labels)
+        return RowResult(
+            label=label,
+            recipe=recipe.name,
+            calibration_images=len(self.calibration),
+            images=len(images),
+            float_top1=self._float_top1,
+            fake_quant_top1=fake,
+            integer_top1=integer,
+            note=note,
+            measured=date.today().isoformat(),
+        )
+
+
+def frame(rows: list[RowResult]) -> pd.DataFrame:
+    """The rows as a data frame; the integer column is empty where there is no program."""
+    import pandas as pd
+
+    return pd.DataFrame([asdict(row) for row in rows])
+
+
+def markdown(network: str, rows: list[RowResult], command: str) -> str:
+    """The table with the command that made it."""
+    first = rows[0]
+    lines = [
+        f"{network}: {first.calibration_images} calibration images, top-1 in percent of {first.images} images, "
+        f"float {first.float_top1:.2f}. Measured {max(row.measured for row in rows)} with `{command}`.",
+        "",
+        "| | fake-quantized | integer | difference |",
+        "|---|--:|--:|--:|",
+    ]
+    for row in rows:
+        if row.integer_top1 is None:
+            cells = f"- | {row.note}"
+        else:
+            cells = f"{row.integer_top1:.2f} | {row.integer_top1 - row.fake_quant_top1:+.2f}"
+        lines.append(f"| {row.label} | {row.fake_quant_top1:.2f} | {cells} |")
+    return "\n".join([*lines, ""])
+
+
+def published_tables() -> Mapping[str, Callable[[int], dict[str, Recipe]]]:
+    """The tables by name: from the images a calibration batch to recipes by row label."""
+    from hwsim.quantize import recipes
+
+    return recipes.TABLES
