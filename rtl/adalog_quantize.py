@@ -124,7 +124,8 @@ class AdaLogQuantize(wiring.Component):
             shape=data.ArrayLayout(self.spec.input_bits, 2),
             depth=len(thresholds) // 2,
             init=[thresholds[node : node + 2] for node in range(0, len(thresholds), 2)],
-            # A block RAM answers too late for the comparison behind it, and would hardly be filled.
+            # A block RAM answers too late for the comparison behind it, and would hardly be filled; registers with a
+            # multiplexer for every lane are larger and slower from four lanes on.
             attrs={"ram_style": "distributed"},
         )
         m.submodules[f"thresholds_{level}"] = table
@@ -177,7 +178,8 @@ class AdaLogQuantize(wiring.Component):
                 if final:
                     code = Signal(bits + 1, name=f"lane{lane}_code", reset_less=True)
                     with m.If(advance):
-                        m.d.sync += code.eq(Mux(zeros[lane], self.spec.zero_symbol, known))
+                        # Masked, not chosen, so that no synchronous reset of all lanes hangs on the end of a path.
+                        m.d.sync += code.eq(Cat(known & (~zeros[lane]).replicate(bits), zeros[lane]))
                     m.d.comb += self.o.payload.data[lane].eq(code)
                     continue
                 register = Signal(level + 1, name=f"lane{lane}_prefix_{level + 1}", reset_less=True)

@@ -26,9 +26,6 @@ from rtl.variance import Variance
 HANDOVER = 3
 """Cycles of `ReciprocalSqrt` between two rows: to take one, and until the row before is read back."""
 
-LANES_A_GROUP = 4
-"""Groups of lanes work a cycle apart: no row statistic drives the multipliers of all lanes."""
-
 
 class LayerNorm(wiring.Component):
     """``saturate(round_half_even((gamma*m*(C*X - S1) + (beta << e)) / 2**(e + fraction_bits)))``, a beat a cycle.
@@ -39,7 +36,7 @@ class LayerNorm(wiring.Component):
     multiplies exactly, first by gamma, then by m, in 18-bit parts, and shifts right by e with a
     sticky bit, so that nothing but the one rounding at the end loses a bit.
 
-    * Throughput: ``max(beats, variance_digits + 2, reciprocal_sqrt_steps + 3)`` cycles a row, with
+    * Throughput: ``max(beats, variance_digits + 3, reciprocal_sqrt_steps + 3)`` cycles a row, with
       ``beats = ceil(channels / lanes)``, the digits those of `Variance` (about ``log2(C) + input_bits +
       2**alpha_bits - 1``) and the steps those of `ReciprocalSqrt`; so a beat a cycle unless the row has fewer
       beats than its statistics need cycles. The quotient is made two bits a cycle where one is too slow.
@@ -164,7 +161,7 @@ class LayerNorm(wiring.Component):
         return self._sums.latency + self._variance.latency + self._root.latency + self._stages
 
     def cycles_per_row(self, length: int) -> int:
-        """``max(ceil(max(length, channels) / lanes), variance_digits + 2, reciprocal_sqrt_steps + 3)``."""
+        """``max(ceil(max(length, channels) / lanes), variance_digits + 3, reciprocal_sqrt_steps + 3)``."""
         beats = -(-max(length, self.spec.channels) // self.lanes)
         return max(beats, self._variance.interval, self._root.steps + HANDOVER)
 
@@ -198,13 +195,9 @@ class LayerNorm(wiring.Component):
         return max(self.widths.beats, 2)
 
     @property
-    def _groups(self) -> int:
-        return -(-self.lanes // LANES_A_GROUP)
-
-    @property
     def _stages(self) -> int:
-        """Of the output pipeline."""
-        return stages(self._fraction_levels) + self._groups - 1
+        """Of the output pipeline, in which every lane works a cycle after the one before it."""
+        return stages(self._fraction_levels) + self.lanes - 1
 
     def writes(self, spec: LayerNormSpec, constants: Constants) -> list[tuple[int, int]]:
         """Address and data of every word that loads a layer.
@@ -310,27 +303,32 @@ class LayerNorm(wiring.Component):
 
         fraction = self._load_scalars(m)
         self._load_alpha(m)
-        for group in range(self._groups):
-            row_sum = pipeline.delay(statistic.sum, group, f"row_sum_group{group}")
-            mantissa = pipeline.delay(statistic.mantissa, 3 + group, f"mantissa_group{group}")
-            coarse = pipeline.delay(statistic.coarse, 5 + group, f"coarse_group{group}")
-            address = pipeline.delay(beat, 1 + group, f"beat_group{group}")
-            for lane in range(group * LANES_A_GROUP, min((group + 1) * LANES_A_GROUP, self.lanes)):
-                affine = self._load_affine(m, lane, address, pipeline.advance)
-                code = normalise(
-                    pipeline,
-                    self.widths,
-                    lane,
-                    multiple=pipeline.delay(reader.data[lane], 1 + group, f"multiple_{lane}"),
-                    row_sum=row_sum,
-                    gamma=pipeline.delay(affine.gamma, 1, f"gamma_{lane}"),
-                    beta=pipeline.delay(affine.beta, 6, f"beta_{lane}"),
-                    mantissa=mantissa,
-                    coarse=coarse,
-                    fraction=fraction,
-                )
-                code = pipeline.delay(code, self._groups - 1 - group, f"code_{lane}_waiting")
-                m.d.comb += self.o.payload.data[lane].eq(code)
+        # Handed on from lane to lane: nothing drives the multipliers of all, which lie in a row of the chip.
+        row_sum = statistic.sum
+        mantissa = pipeline.delay(statistic.mantissa, 5, "mantissa")
+        coarse = pipeline.delay(statistic.coarse, 9, "coarse")
+        address = pipeline.delay(beat, 1, "beat_again")
+        for lane in range(self.lanes):
+            if lane:
+                row_sum = pipeline.delay(row_sum, 1, f"row_sum_lane{lane}")
+                mantissa = pipeline.delay(mantissa, 1, f"mantissa_lane{lane}")
+                coarse = pipeline.delay(coarse, 1, f"coarse_lane{lane}")
+                address = pipeline.delay(address, 1, f"beat_lane{lane}")
+            affine = self._load_affine(m, lane, address, pipeline.advance)
+            code = normalise(
+                pipeline,
+                self.widths,
+                lane,
+                multiple=pipeline.delay(reader.data[lane], 1 + lane, f"multiple_{lane}"),
+                row_sum=row_sum,
+                gamma=pipeline.delay(affine.gamma, 1, f"gamma_{lane}"),
+                beta=pipeline.delay(affine.beta, 10, f"beta_{lane}"),
+                mantissa=mantissa,
+                coarse=coarse,
+                fraction=fraction,
+            )
+            code = pipeline.delay(code, self.lanes - 1 - lane, f"code_{lane}_waiting")
+            m.d.comb += self.o.payload.data[lane].eq(code)
         last = pipeline.delay(final, self._stages, "last")
         used = self.spec.channels % self.lanes or self.lanes
         m.d.comb += [
@@ -378,7 +376,7 @@ class LayerNorm(wiring.Component):
     def _load_affine(self, m: Module, lane: int, beat: Value, enable: Value) -> Any:
         """The memory of gamma and beta of a lane; returns what is at `beat`, one step of `enable` later."""
         init = [] if self._constants is None else self._affine_words(self._constants)[lane :: self.lanes]
-        m.submodules[f"affine_{lane}"] = table = block_ram(self._affine.size, self._table_depth, init)
+        m.submodules[f"affine_{lane}"] = table = block_ram(self._affine.size, self._table_depth, init, always=True)
         reader = table.read_port()
         m.d.comb += [reader.addr.eq(beat), reader.en.eq(enable)]
         if self.loadable:

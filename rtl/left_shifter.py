@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from amaranth.hdl import Module, Mux, Shape, Signal
+from amaranth.hdl import Cat, Const, Module, Mux, Shape, Signal, Value
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
@@ -63,7 +63,7 @@ class LeftShifter(wiring.Component):
             registers = []
             for lane, value in enumerate(values):
                 for level in levels:
-                    value = Mux(amount[level - levels[0]], value << (1 << level), value)
+                    value = _shifted_when(amount[level - levels[0]], value, 1 << level)
                 register = Signal(
                     Shape(self.shape.width + reach, self.shape.signed),
                     name=f"lane{lane}_shifted_up_to_{reach}",
@@ -80,3 +80,21 @@ class LeftShifter(wiring.Component):
                 amount = rest
         m.d.comb += [shifted.eq(value) for shifted, value in zip(self.shifted, values, strict=True)]
         return m
+
+
+def _shifted_when(moves: Value, value: Value, distance: int) -> Value:
+    """``value << distance`` when `moves`, else `value`, as wide as the former.
+
+    The zeros are masked, not chosen: a choice of constants becomes a synchronous reset, whose
+    wire would have to reach the registers of all lanes behind one more LUT.
+    """
+    width, signed = len(value), value.shape().signed
+    fill = value[-1] if signed else Const(0, 1)
+    stays = Cat(value, fill.replicate(distance))
+    kept = max(width, distance)  # from here up only a moved value has bits of its own
+    below = stays[:distance] & (~moves).replicate(distance)
+    between = Mux(moves, value[: kept - distance], stays[distance:kept])
+    moved = value[kept - distance :]
+    above = Mux(moves, moved, fill.replicate(len(moved))) if signed else moved & moves.replicate(len(moved))
+    result = Cat(below, between, above) if kept > distance else Cat(below, above)
+    return result.as_signed() if signed else result

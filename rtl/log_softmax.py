@@ -169,8 +169,17 @@ class LogSoftmax(wiring.Component):
 
     def row_latency(self, length: int) -> int:
         """Cycles from the last beat of a row taken to its first result: pass 2 reads all of it in between."""
-        waits = max(self._levels - 2, 0) + max(self._levels - 1, 0)
-        return self.cycles_per_row(length) + 11 + waits + self._ratio.latency
+        return self.cycles_per_row(length) + 14 + self._score_wait + self._difference_wait + self._ratio.latency
+
+    @property
+    def _score_wait(self) -> int:
+        """Cycles by which the maximum of a row, known `_levels` + 2 after its last score, is later than that one."""
+        return max(self._levels - 3, 0)
+
+    @property
+    def _difference_wait(self) -> int:
+        """The same of the sum of a row, known `_levels` + 5 after its last difference."""
+        return max(self._levels - 2, 0)
 
     @property
     def addresses(self) -> list[tuple[str, str]]:
@@ -197,8 +206,8 @@ class LogSoftmax(wiring.Component):
         beat = row_layout(unsigned(self.spec.score_bits), self.lanes)
         depth = 1 << (self.beats + BUFFER_SLACK - 1).bit_length()
         # A row may be fetched a few cycles before its maximum (its sum) enters the queue.
-        m.submodules.scores = scores = RowBuffer(beat, depth=depth, wait=max(self._levels - 2, 0))
-        m.submodules.differences = differences = RowBuffer(beat, depth=depth, wait=max(self._levels - 1, 0))
+        m.submodules.scores = scores = RowBuffer(beat, depth=depth, wait=self._score_wait)
+        m.submodules.differences = differences = RowBuffer(beat, depth=depth, wait=self._difference_wait)
         m.submodules.maxima = maxima = RowQueue(unsigned(self.spec.score_bits))
         m.submodules.sums = sums = RowQueue(unsigned(self.format.sum_bits))
         self._find_maximum(m, scores, maxima)
@@ -250,10 +259,13 @@ class LogSoftmax(wiring.Component):
         m.d.sync += hold.eq(differences.nearly_full | sums.nearly_full)
         m.d.comb += [scores.enable.eq(1), scores.fetch.eq(~hold)]
 
+        # Two registers behind every block RAM: one beside it, for its output is slow, one where it is needed.
         score_read = delay(m, scores.read_valid, "score_read", reset_less=False)
-        score = delay(m, scores.read_beat, "score_again")
-        row_read = score_read & score.last
-        m.d.comb += [maxima.pop.eq(row_read), sums.reserve.eq(row_read)]
+        score = delay(m, scores.read_beat, "score_unplaced")
+        m.d.comb += sums.reserve.eq(score_read & score.last)
+        score_read = delay(m, score_read, "score_placed", reset_less=False)
+        score = delay(m, score, "score_again")
+        m.d.comb += maxima.pop.eq(score_read & score.last)
         difference_valid = delay(m, score_read, "difference_valid", reset_less=False)
         difference = Signal(differences.write_beat.shape(), reset_less=True)
         m.d.sync += [difference.keep.eq(score.keep), difference.last.eq(score.last)]
@@ -263,15 +275,16 @@ class LogSoftmax(wiring.Component):
 
         # What is no element of a row adds 0, so that the sum needs no enable; nor may anything that was
         # on its way before a reset: these registers have one.
-        adds = delay(m, difference.keep & difference_valid.replicate(self.lanes), "adds", reset_less=False)
+        adds = delay(m, difference.keep & difference_valid.replicate(self.lanes), "adds", 2, reset_less=False)
         exponentials = []
         for lane, table in enumerate(self._tables(m, "sum_exponentials", self.format.exponential_bits, EXPONENTIALS)):
             m.d.comb += [table.addr.eq(difference.data[lane]), table.en.eq(1)]
             exponential = Signal(self.format.exponential_bits, name=f"exponential_{lane}")
-            m.d.sync += exponential.eq(Mux(adds[lane], table.data, 0))
+            word = delay(m, table.data, f"exponential_{lane}_unplaced")
+            m.d.sync += exponential.eq(Mux(adds[lane], word, 0))
             exponentials.append(exponential)
         beat_sum = _tree(m, exponentials, lambda a, b: a + b, "exponential_sum", reset_less=False)
-        beat_last = delay(m, difference_valid & difference.last, "sum_last", 2 + self._levels, reset_less=False)
+        beat_last = delay(m, difference_valid & difference.last, "sum_last", 3 + self._levels, reset_less=False)
 
         running_sum = Signal(self.format.sum_bits)
         total = (running_sum + beat_sum)[: self.format.sum_bits]
@@ -293,10 +306,10 @@ class LogSoftmax(wiring.Component):
             ratio.peak_limit.eq(self._peak_limit(m)),
         ]
         later = partial(delay, m, enable=advance)
-        difference_read = later(differences.read_valid, "difference_read", reset_less=False)
-        difference = later(differences.read_beat, "difference_again")
-        looked_up = later(difference_read, "looked_up", reset_less=False)
-        marks = later(Cat(difference.keep, difference.last), "looked_up_marks")
+        difference_read = later(differences.read_valid, "difference_read", 2, reset_less=False)
+        difference = later(differences.read_beat, "difference_again", 2)
+        looked_up = later(difference_read, "looked_up", 2, reset_less=False)
+        marks = later(Cat(difference.keep, difference.last), "looked_up_marks", 2)
         m.d.comb += [
             sums.pop.eq(advance & looked_up & marks[-1]),
             ratio.total.eq(later(sums.oldest, "coded_sum")),
@@ -309,7 +322,7 @@ class LogSoftmax(wiring.Component):
                 m.d.comb += [
                     table.addr.eq(difference.data[lane]),
                     table.en.eq(advance),
-                    Value.cast(inputs[lane]).eq(later(table.data, f"{name}_{lane}_word")),
+                    Value.cast(inputs[lane]).eq(later(table.data, f"{name}_{lane}_word", 2)),
                 ]
 
         stages = 1 + ratio.latency

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 Bit = tuple[str, int] | int
 Bits = list[Bit]
 
+# Attributes in which tools keep where a thing came from.
+_BOOKKEEPING = {"hdlname", "src", "keep_hierarchy", "unused_bits"}
 _TOKEN = re.compile(r"\{|\}|\[\d+(?::\d+)?\]|\d+'[01xzm-]*|-?\d+|[\\$]\S+")
 
 
@@ -35,11 +37,18 @@ class Wire:
 
 @dataclass
 class Memory:
-    """`size` words of `width` bits."""
+    """`size` words of `width` bits.
+
+    Attributes
+    ----------
+    attributes : dict
+        What the source asks of synthesis, such as ``ram_style``: numbers and texts.
+    """
 
     name: str
     width: int
     size: int
+    attributes: dict[str, int | str] = field(default_factory=dict)
 
 
 @dataclass
@@ -77,6 +86,7 @@ def read(text: str) -> Netlist:
     netlist = Netlist()
     cell: Cell | None = None
     initial: int | None = None
+    attributes: dict[str, int | str] = {}  # of what the next line declares
     for line in text.splitlines():
         words = line.split()
         match words:
@@ -84,7 +94,10 @@ def read(text: str) -> Netlist:
                 pass
             case ["attribute", "\\init", value]:
                 initial = _constant(value)[0]
-            case [first, *_] if first.startswith("#") or first == "attribute":
+            case ["attribute", name, *_]:
+                attributes[name[1:]] = _value(line.strip().split(" ", 2)[2])
+                continue
+            case [first, *_] if first.startswith("#"):
                 pass
             case ["module", name]:
                 if netlist.name:
@@ -97,14 +110,13 @@ def read(text: str) -> Netlist:
                 initial = None
             case ["memory", *options, name]:
                 sizes = dict(zip(options[::2], options[1::2], strict=True))
-                netlist.memories[name] = Memory(name, int(sizes.get("width", 1)), int(sizes["size"]))
+                asked = {key: value for key, value in attributes.items() if key not in _BOOKKEEPING}
+                netlist.memories[name] = Memory(name, int(sizes.get("width", 1)), int(sizes["size"]), asked)
             case ["cell", kind, _]:
                 cell = Cell(kind[1:])
                 netlist.cells.append(cell)
             case ["parameter", *_, name, value] if cell is not None:
-                cell.parameters[name[1:]] = (
-                    value.strip('"').replace("\\\\", "\\") if '"' in value else _constant(value)[0]
-                )
+                cell.parameters[name[1:]] = _value(value)
             case ["connect", *_]:
                 tokens = _TOKEN.findall(line.strip()[len("connect ") :])
                 if cell is not None:
@@ -116,7 +128,15 @@ def read(text: str) -> Netlist:
                 cell = None
             case _:
                 raise ValueError(f"RTLIL line not understood: {line.strip()}")
+        attributes = {}
     return netlist
+
+
+def _value(text: str) -> int | str:
+    """A parameter or attribute: a text in quotes, or a constant."""
+    if text.startswith('"'):
+        return text.strip('"').replace("\\\\", "\\")
+    return _constant(text)[0]
 
 
 def _constant(text: str) -> tuple[int, int]:

@@ -26,7 +26,7 @@ def fraction_stages(levels: int) -> int:
 
 def stages(levels: int) -> int:
     """Stages from the address of the row buffer to the code."""
-    return 10 + fraction_stages(levels)
+    return 15 + fraction_stages(levels)
 
 
 def normalise(
@@ -54,11 +54,11 @@ def normalise(
     multiple, row_sum : Value
         Stage 2: ``odd * X`` and S1.
     gamma, beta : Value
-        Stages 3 and 8.
+        Stages 3 and 12.
     mantissa : Value
-        Stage 5: m, shifted left by what the exponent lacks to a multiple of ``2**fine_bits``.
+        Stage 7: m, shifted left by what the exponent lacks to a multiple of ``2**fine_bits``.
     coarse : Value
-        Stage 7: the exponent in steps of ``2**fine_bits``, above the smallest.
+        Stage 11: the exponent in steps of ``2**fine_bits``, above the smallest.
     fraction : Value
         ``fraction_bits`` above the smallest; does not change while rows are in.
     """
@@ -66,38 +66,44 @@ def normalise(
     def stage(value: Value, name: str) -> Value:
         return pipeline.delay(value, 1, f"{name}_{lane}")
 
+    def multiplied(a: Value, b: Value, name: str) -> Value:
+        """``a * b``, three stages later: registers of its own beside a multiplier keep it off the critical path."""
+        return stage(stage(stage(a, f"{name}_multiplicand") * b, f"{name}_unplaced"), name)
+
     # C*X - S1, from -(C - 1)*value_limit to +: the upper bits of the subtraction are copies of the sign.
     deviation = stage(((multiple << widths.zeros) - row_sum)[: widths.deviation_bits].as_signed(), "deviation")
 
     # gamma * (C*X - S1). The lower part is signed, too, so that the upper one is Booth digits.
     part = MULTIPLIER_BITS
     excess = widths.deviation_bits - part
+    factor = stage(gamma, "gamma_factor")
     if excess <= 0:
-        scaled = stage(stage(deviation * gamma, "gamma_product"), "scaled")
+        scaled = stage(multiplied(deviation, factor, "gamma_product"), "scaled")
     else:
         if excess <= BOOTH_BITS:
-            lower = stage(deviation[:part].as_signed() * gamma, "gamma_product")
+            lower = multiplied(deviation[:part].as_signed(), factor, "gamma_product")
             upper, carry = booth_product(deviation[part:].as_signed(), deviation[part - 1], gamma)
+            upper = pipeline.delay(upper, 3, f"gamma_product_upper_{lane}")
+            carry = pipeline.delay(carry, 3, f"gamma_product_carry_{lane}")
         else:
             part -= 1
-            lower = stage(Cat(deviation[:part], Const(0, 1)).as_signed() * gamma, "gamma_product")
-            upper, carry = deviation[part:].as_signed() * gamma, Const(0, 1)
-        total = add_with_carry(
-            lower[part:].as_signed(), stage(upper, "gamma_product_upper"), stage(carry, "gamma_product_carry")
-        )
+            lower = multiplied(Cat(deviation[:part], Const(0, 1)).as_signed(), factor, "gamma_product")
+            upper, carry = multiplied(deviation[part:].as_signed(), factor, "gamma_product_upper"), Const(0, 1)
+        total = add_with_carry(lower[part:].as_signed(), upper, carry)
         scaled = stage(Cat(lower[:part], total), "scaled")
     scaled = scaled[: widths.scaled_bits].as_signed()
 
     # ... * m, and whether any bit below the smallest shift is set.
+    factor = pipeline.copy(mantissa, f"product_factor_{lane}")  # not the register that the next lane reads
     cut = widths.smallest_shift
     if widths.scaled_bits <= MULTIPLIER_BITS:
         early = cut
-        product = stage(scaled * mantissa, "product")
+        product = multiplied(scaled, factor, "product")
         summed = stage(Cat(product[:early].any(), product[early:]), "summed")
     else:
         early = min(cut, MULTIPLIER_BITS)
-        lower = stage(scaled[:MULTIPLIER_BITS] * mantissa, "product_lower")
-        upper = stage(scaled[MULTIPLIER_BITS:].as_signed() * mantissa, "product_upper")
+        lower = multiplied(scaled[:MULTIPLIER_BITS], factor, "product_lower")
+        upper = multiplied(scaled[MULTIPLIER_BITS:].as_signed(), factor, "product_upper")
         total = upper + lower[MULTIPLIER_BITS:]
         summed = stage(Cat(lower[:early].any(), lower[early:MULTIPLIER_BITS], total), "summed")
     rest = cut - early
@@ -116,4 +122,4 @@ def normalise(
             value = shift_right_sticky(value, 1 << level, fraction[level])
         value = stage(value, f"fraction_shifted{first}")
     rounded = round_half_even_shift(value, widths.smallest_fraction_bits + widths.half_bits + 1)
-    return stage(saturate(rounded, widths.spec.output), "code")
+    return stage(saturate(stage(rounded, "rounded"), widths.spec.output), "code")

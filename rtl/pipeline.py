@@ -39,3 +39,14 @@ class Pipeline:
     def delay(self, value: Any, stages: int, name: str) -> Any:
         """`value` as it was `stages` moves ago, see `rtl.delay.delay`."""
         return delay(self._m, value, name, stages, enable=self.advance)
+
+    def copy(self, value: Any, name: str) -> Any:
+        """`value` one move ago, in a register that synthesis does not merge with another one of it.
+
+        A value that is handed on and also drives a multiplier needs a register beside that. Registers of the
+        same input are merged, bit by bit, unless they power up differently: this one does as all ones.
+        """
+        register = Signal(value.shape(), name=name, reset_less=True, init=(1 << len(value)) - 1)
+        with self._m.If(self.advance):
+            self._m.d.sync += register.eq(value)
+        return register

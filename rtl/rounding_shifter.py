@@ -62,8 +62,8 @@ class RoundingShifter(wiring.Component):
 
     @property
     def latency(self) -> int:
-        """Moves from the value to the code: the distances, the zero point, the rounding."""
-        return len(self._stages) + 2
+        """Moves from the value to the code: the distances, the zero point, the rounding, the saturation."""
+        return len(self._stages) + 3
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -84,15 +84,17 @@ class RoundingShifter(wiring.Component):
             if levels[-1]:
                 amount = delay(m, amount[: levels[-1]], f"amount_below_bit{levels[-1]}", enable=self.enable)
         shifting = len(self._stages)
-        negative = delay(m, self.value[-1], "negative", shifting + 1, enable=self.enable)
-        outside = delay(m, outside, f"outside_{shifting + 1}", enable=self.enable)
+        negative = delay(m, self.value[-1], "negative", shifting + 2, enable=self.enable)
+        outside = delay(m, outside, "outside_of_window", 2, enable=self.enable)
 
         shifted = Signal(signed(len(window) + 1), name="with_zero_point", reset_less=True)
-        code_format = IntFormat(self.code_bits)
-        rounded = saturate(round_half_even_shift(shifted, FRACTION_BITS), code_format)
+        result = round_half_even_shift(shifted, FRACTION_BITS)
+        rounded = Signal(result.shape(), name="rounded", reset_less=True)
+        code = saturate(rounded, IntFormat(self.code_bits))
         with m.If(self.enable):
             m.d.sync += [
                 shifted.eq(window + (self.zero_point << FRACTION_BITS)),
-                self.code.eq(Mux(outside, (~negative).replicate(self.code_bits), rounded)),
+                rounded.eq(result),
+                self.code.eq(Mux(outside, (~negative).replicate(self.code_bits), code)),
             ]
         return m

@@ -16,9 +16,15 @@ BUFFER_MARGIN = 8
 ROW_QUEUE_DEPTH = 16
 
 
-def block_ram(shape: ShapeLike, depth: int, init: Sequence[int] = ()) -> memory.Memory:
-    """A memory of which no word is read in the cycle that writes it: block RAM without bypass logic around it."""
-    return memory.Memory(shape=shape, depth=depth, init=init, attrs={"no_rw_check": 1})
+def block_ram(shape: ShapeLike, depth: int, init: Sequence[int] = (), *, always: bool = False) -> memory.Memory:
+    """A memory of which no word is read in the cycle that writes it: block RAM without bypass logic around it.
+
+    With `always` in block RAM however shallow it is, where synthesis would else take LUT RAM for a small one.
+    """
+    attributes: dict[str, int | str] = {"no_rw_check": 1}
+    if always:
+        attributes["ram_style"] = "block"
+    return memory.Memory(shape=shape, depth=depth, init=init, attrs=attributes)
 
 
 class RowBuffer(wiring.Component):

@@ -71,7 +71,7 @@ class RowSums(wiring.Component):
     @property
     def latency(self) -> int:
         """Cycles from the last beat of a row taken to its sums."""
-        return 6 + (self.widths.lanes - 1).bit_length()
+        return 8 + (self.widths.lanes - 1).bit_length()
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
@@ -127,11 +127,17 @@ class RowSums(wiring.Component):
             multiple = stage(multiple, f"multiple_{lane}")
             m.d.comb += self.multiples[lane].eq(multiple)
             value = stage(value, f"value_{lane}_4")
-            values.append(stage(value, f"value_{lane}_5"))
-            squares.append(stage((value * multiple)[: widths.square_bits], f"square_{lane}"))
+            values.append(value)
+            # Registers of its own beside the multiplier keep it off the critical path.
+            product = stage(value, f"squared_{lane}") * stage(multiple, f"squared_multiple_{lane}")
+            square = stage(product[: widths.square_bits], f"square_{lane}_unplaced")
+            squares.append(stage(square, f"square_{lane}"))
 
         # A stage for every level of the adder trees over the lanes, then the accumulators.
-        lane_sum, lane_squares = self._tree(stage, values, "values"), self._tree(stage, squares, "squares")
+        lane_squares = self._tree(stage, squares, "squares")
+        lane_sum: Value = self._tree(stage, values, "values")
+        for number in range(5, 8):
+            lane_sum = stage(lane_sum, f"lane_sum_{number}")
         row_sum = Signal(signed(widths.sum_bits), reset_less=True)
         row_squares = Signal(widths.squares_bits, reset_less=True)
         with m.If(enable):

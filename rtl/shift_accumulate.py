@@ -73,10 +73,13 @@ class ShiftAccumulate(wiring.Component):
         advance = Signal()
 
         valid = delay(m, self.i.valid, "valid", shifter.latency, enable=advance, reset_less=False)
-        last = delay(m, self.i.payload.last, "last", shifter.latency, enable=advance)
+        # One register says that a row ends, as it decides in every cycle whether the path moves.
+        ends = delay(m, self.i.valid & self.i.payload.last, "ends", shifter.latency, enable=advance, reset_less=False)
+        free = Signal()
         m.d.comb += [
             # Only a row's end needs the output register.
-            advance.eq(~(valid & last) | ~self.o.valid | self.o.ready),
+            free.eq(~self.o.valid | self.o.ready),
+            advance.eq(~ends | free),
             self.i.ready.eq(advance),
             shifter.enable.eq(advance),
             shifter.values.eq(self.i.payload.values),
@@ -85,19 +88,23 @@ class ShiftAccumulate(wiring.Component):
             self.o.payload.last.eq(1),
         ]
 
-        with m.If(self.o.ready):
-            m.d.sync += self.o.valid.eq(0)
-        with m.If(advance & valid & last):
-            m.d.sync += self.o.valid.eq(1)
+        with m.If(free):
+            m.d.sync += self.o.valid.eq(ends)
+        # High in the cycle after a reset, when no term can have come through the shifter.
+        fresh = Signal(init=1)
+        m.d.sync += fresh.eq(0)
         for lane, shifted in enumerate(shifter.shifted):
-            accumulator = Signal(signed(self.accumulator_bits), name=f"accumulator_{lane}")
+            accumulator = Signal(signed(self.accumulator_bits), name=f"accumulator_{lane}", reset_less=True)
             total = Signal(signed(self.accumulator_bits), name=f"total_{lane}")
             result = Signal(signed(self.accumulator_bits), name=f"result_{lane}", reset_less=True)
             m.d.comb += [total.eq(accumulator + (shifted >> self.dropped_bits)), self.o.payload.data[lane].eq(result)]
-            with m.If(advance & valid):
+            # One clear after a reset and at the end of a row, so that no multiplexer stands behind the adder.
+            with m.If(fresh | (ends & free)):
+                m.d.sync += accumulator.eq(0)
+            with m.Elif(valid & advance):
                 m.d.sync += accumulator.eq(total)
-                with m.If(last):
-                    m.d.sync += [accumulator.eq(0), result.eq(total)]
+            with m.If(free):
+                m.d.sync += result.eq(total)
         return m
 
 

@@ -18,8 +18,8 @@ class Variance(wiring.Component):
     both zero, the window is kept, and in the end it holds the leading bits of D, aligned to an
     even shift: no adder of D's width, no leading-zero count, no wide shifter.
 
-    * Interval: ``digits + 2`` cycles from one row taken to the next one, when the result is taken at once.
-    * Latency: ``digits + 1`` cycles from a row taken to its result.
+    * Interval: ``digits + 3`` cycles from one row taken to the next one, when the result is taken at once.
+    * Latency: ``digits + 2`` cycles from a row taken to its result.
 
     Parameters
     ----------
@@ -61,19 +61,19 @@ class Variance(wiring.Component):
     @property
     def interval(self) -> int:
         """Cycles from one row taken to the next."""
-        return self.digits + 2
+        return self.digits + 3
 
     @property
     def latency(self) -> int:
         """Cycles from a row taken to its result."""
-        return self.digits + 1
+        return self.digits + 2
 
     def elaborate(self, platform: object) -> Module:
         m = Module()
         # One register tells the machines before that they may go on: it holds all of them.
         idle = Signal(init=1)
         done = Signal()
-        pair = Signal(range(self.digits))
+        pair = Signal(range(self.digits + 1))  # number of the newest pair of bits in the window
         m.d.comb += [self.o.valid.eq(done), self.i.ready.eq(idle)]
 
         # Multiplicand and multiplier are the same sum; the multiplier keeps the bit below its digit.
@@ -109,14 +109,15 @@ class Variance(wiring.Component):
                 window.eq(shifted_window),
                 pair.eq(pair + 1),
             ]
-            with m.If(digit.any()):
-                m.d.sync += [leading.eq(shifted_window), leading_pair.eq(pair), nonzero.eq(1)]
+            # A cycle after the subtraction, whose carries are long enough without it.
+            with m.If(window[-2:].any()):
+                m.d.sync += [leading.eq(window), leading_pair.eq(pair), nonzero.eq(1)]
             with m.If(pair == self.digits - 1):
                 m.d.sync += done.eq(1)
         with m.If(self.i.valid & idle):
             m.d.sync += [
                 idle.eq(0),
-                pair.eq(0),
+                pair.eq(-1),
                 multiplicand.eq(self.i.payload.sum),
                 multiplier.eq(Cat(Const(0, 1), self.i.payload.sum).as_signed()),
                 minuend.eq(Cat(Const(0, self.zeros), self.i.payload.squares)),

@@ -43,6 +43,20 @@ def export(unit: StreamUnit, name: str) -> str:
     HwsimError
         `name` is no Verilog identifier.
     """
+    about = facts(unit, name)
+    return verilog_writer.write(
+        flat_netlist(unit, name), {port.name: port.meaning for port in about.ports}, list(about.comment())
+    )
+
+
+def flat_netlist(unit: StreamUnit, name: str) -> netlist.Netlist:
+    """The netlist that `export` writes as Verilog.
+
+    Raises
+    ------
+    HwsimError
+        `name` is no Verilog identifier.
+    """
     if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name):
         raise HwsimError(f"module name {name!r} is not a Verilog identifier; use letters, digits and underscores")
     module, signals = axi.wrap(unit, unit.spec.kind)
@@ -53,10 +67,7 @@ def export(unit: StreamUnit, name: str) -> str:
     yosys = subprocess.run(command, input=script, capture_output=True, text=True, check=False)
     if yosys.returncode:
         raise RuntimeError(f"Yosys failed on {name}: {yosys.stderr.strip()}")
-    about = facts(unit, name)
-    return verilog_writer.write(
-        netlist.read(yosys.stdout), {port.name: port.meaning for port in about.ports}, list(about.comment())
-    )
+    return netlist.read(yosys.stdout)
 
 
 @dataclass(frozen=True)

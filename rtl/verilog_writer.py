@@ -69,7 +69,7 @@ class _Writer:
                 kind = "reg" if name in clocked else "wire"
                 declarations.append(f"{kind} {_range(wire.width)}{self.names[name]}{_start(wire)};")
         declarations += [
-            f"reg {_range(memory.width)}{self.names[memory.name]} [0:{memory.size - 1}];"
+            f"{_asked(memory)}reg {_range(memory.width)}{self.names[memory.name]} [0:{memory.size - 1}];"
             for memory in self.memories.values()
         ]
         blocks = [declarations, logic, *self._contents(), *self._registers(), *self._memories()]
@@ -315,6 +315,15 @@ def literal(number: int, width: int) -> str:
 def _start(wire: Wire) -> str:
     """Power-up value, as it follows the name in a declaration."""
     return "" if wire.initial is None else f" = {literal(wire.initial & (1 << wire.width) - 1, wire.width)}"
+
+
+def _asked(memory: Memory) -> str:
+    """Attributes for synthesis, as they stand before a declaration."""
+    pairs = [
+        f'{name} = "{value}"' if isinstance(value, str) else f"{name} = {value}"
+        for name, value in sorted(memory.attributes.items())
+    ]
+    return f"(* {', '.join(pairs)} *) " if pairs else ""
 
 
 def _range(width: int) -> str:

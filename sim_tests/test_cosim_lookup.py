@@ -1,11 +1,11 @@
 """Lookup in Verilator against the golden table, and what happens when the hardware is wrong."""
 
-import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+import pywellen
 
 from golden.errors import HwsimError
 from golden.lookup import LookupSpec
@@ -14,7 +14,10 @@ from golden.spec import Constants, IntFormat
 from golden.vectors import UnitVectors
 from rtl import catalog, verilog
 from rtl.lookup import Lookup
+from sim_tests import build
 from sim_tests.cosim import AFTER, BEFORE, cosimulate
+from sim_tests.toolchain import find_toolchain
+from sim_tests.waveform import CLOCK_PERIOD_PS, waveform_format
 
 
 def lookup_vectors(
@@ -87,10 +90,17 @@ def one_wrong_word(monkeypatch: pytest.MonkeyPatch) -> Callable[[UnitVectors, in
     return corrupt
 
 
-@pytest.mark.parametrize("stall_seed", [None, 3])
+@pytest.mark.parametrize(("stall_seed", "style"), [(None, None), (3, "vcd")])
 def test_a_wrong_table_entry_is_found_and_shown(
-    build_dir: Path, one_wrong_word: Callable[[UnitVectors, int], None], stall_seed: int | None
+    build_dir: Path,
+    one_wrong_word: Callable[[UnitVectors, int], None],
+    stall_seed: int | None,
+    style: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """In FST where this machine has the headers, and in VCD."""
+    if style is not None:
+        monkeypatch.setattr(build, "waveform_format", lambda compiler: style)
     layer = LAYERS[1]
     codes = layer.inputs[0]
     code = int(codes[1, 2, 3])  # not before image 9
@@ -108,31 +118,56 @@ def test_a_wrong_table_entry_is_found_and_shown(
     assert (found.expected, found.got) == (str(value), str(value ^ 4))
     assert f"image 9, row {first[1]}, element {first[2]}: expected {value}, got {value ^ 4}" in str(found)
     assert (before.waveform, after.waveform) == (None, None)
+    assert wrong.waveform.suffix == f".{style or waveform_format(find_toolchain().compiler)}"
     check_waveform(wrong.waveform, found.cycle, lane=first[2] % 2, value=value ^ 4)
-    wrong.waveform.unlink()
+    for path in (wrong.waveform, wrong.waveform.with_suffix(".gtkw"), wrong.waveform.with_suffix(".sucl")):
+        path.unlink()
 
 
-def check_waveform(path: Path | None, cycle: int, lane: int, value: int) -> None:
-    """The waveform covers the neighbourhood and shows the wrong value in its cycle."""
-    assert path is not None
-    names: dict[str, str] = {}
-    now: dict[str, int] = {}
-    seen: dict[int, dict[str, int]] = {}
-    for line in path.read_text().splitlines():
-        if match := re.match(r"\s*\$var wire \d+ (\S+) (\w+)", line):
-            names.setdefault(match[1], match[2])
-        elif line.startswith("#"):
-            seen[now.get("cycle", -1)] = dict(now)  # what had settled before the clock edge
-        elif match := re.match(r"b?([01]+) ?(\S+)$", line):
-            now[names[match[2]]] = int(match[1], 2)
-    del seen[-1]
-    cycles = sorted(seen)
-    shown = seen[cycle]
-    assert (shown["out_valid"], shown["out_ready"]) == (1, 1)
-    assert shown["out_data"] >> 8 * lane & 255 == value
+def test_without_the_headers_waveforms_are_vcd(tmp_path: Path) -> None:
+    compiler = tmp_path / "c++"
+    compiler.write_text("#!/bin/sh\nexit 1\n")
+    compiler.chmod(0o755)
+    assert waveform_format(str(compiler)) == "vcd"
+
+
+def check_waveform(path: Path, cycle: int, lane: int, value: int) -> None:
+    """The waveform covers the neighbourhood and shows the wrong value in its cycle, beside the expected one."""
+    waveform = pywellen.Waveform(str(path))
+    changes = {variable.full_name: variable.tv for variable in waveform.all_vars()}
+
+    def at(name: str, time: int) -> int:
+        """What had settled at a time."""
+        return int([found for when, found in changes[f"bench.{name}"] if when <= time][-1])
+
+    begins = {int(number): time for time, number in changes["bench.cycle"]}
+    settled = begins[cycle] + CLOCK_PERIOD_PS // 2
+    assert [at(name, settled) for name in ("out_valid", "out_ready", "expecting", "differs")] == [1, 1, 1, 1]
+    assert at("out_data", settled) >> 8 * lane & 255 == value
+    assert at("expected_data", settled) >> 8 * lane & 255 == value ^ 4
+    other = 8 * (1 - lane)
+    assert at("expected_data", settled) >> other & 255 == at("out_data", settled) >> other & 255
+    # Of what was taken before the mismatch nothing differs.
+    before = [begins[cycle] - step * CLOCK_PERIOD_PS - 1 for step in range(60)]
+    assert not any(at("differs", time) & at("out_ready", time) for time in before)
+    assert any(at("out_valid", time) & at("out_ready", time) for time in before)
+    cycles = sorted(begins)
     assert cycles == list(range(cycles[0], cycles[-1] + 1))
     assert cycle - BEFORE <= cycles[0] <= max(cycle - BEFORE, 0) + 2
     assert cycle < cycles[-1] <= cycle + AFTER + 2
+    # The views name signals that are there, and put the cursor into the cycle.
+    surfer = path.with_suffix(".sucl").read_text().splitlines()
+    assert surfer[0] == f"load_file {path.name}"
+    shown = [line.split()[1] for line in surfer if line.startswith("variable_add")]
+    assert len(shown) == len(set(shown)) >= 15
+    assert set(shown) <= set(changes)
+    (cursor,) = [int(line.split()[1]) for line in surfer if line.startswith("cursor_set")]
+    assert begins[cycle] <= cursor < begins[cycle + 1]
+    gtkwave = path.with_suffix(".gtkw").read_text()
+    assert [line.split("[")[0] for line in gtkwave.splitlines() if line.startswith("bench.")] == shown
+    for caption in ("input stream", "output stream", "expected"):
+        assert f"-{caption}" in gtkwave.splitlines()
+        assert f"divider_add {caption}" in surfer
 
 
 @pytest.mark.parametrize(

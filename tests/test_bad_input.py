@@ -11,7 +11,7 @@ import pytest
 from conftest import small_model
 from golden.errors import HwsimError
 from hwsim.cli import main
-from hwsim.data import load_folder
+from hwsim.data import find_images, load_images
 from hwsim.networks.graph import FloatGraph
 from hwsim.networks.vision_transformer import vision_transformer_graph
 from hwsim.program import Program, save_program
@@ -68,7 +68,7 @@ def photos(tmp_path: Path) -> Path:
 
 def test_unknown_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(["calibrate", "deit_huge", "-o", str(tmp_path / "x")], capsys, tmp_path)
-    assert "'deit_huge' is neither a file, 'embedded', nor a timm model" in message
+    assert "'deit_huge' is neither a file, 'embedded' nor 'embedded-swin', nor a timm model" in message
     message = refused(["calibrate", str(tmp_path / "deit_tiny.safetensors"), "--data", "."], capsys, tmp_path)
     assert "there is no such checkpoint" in message or "does not begin with a timm model name" in message
 
@@ -138,19 +138,19 @@ def test_folders_of_images(
 
 
 def test_class_folders(photos: Path) -> None:
-    found = load_folder(photos, (224, 224, 3), crop_ratio=0.875, classes=1000)
+    found = load_images(find_images(photos), (224, 224, 3), crop_ratio=0.875, classes=1000)
     assert found.labels is not None
     assert found.labels.tolist() == [0, 0, 1, 1]  # tench and goldfish open ImageNet's list
     assert found.images.shape == (4, 224, 224, 3)
     (photos / "n99999999").mkdir()
     (photos / "n01440764" / "0.png").rename(photos / "n99999999" / "0.png")
     with pytest.raises(HwsimError, match="n99999999 is not an ImageNet-1k wnid"):
-        load_folder(photos, (224, 224, 3), classes=1000)
+        load_images(find_images(photos), (224, 224, 3), classes=1000)
     (photos / "n99999999").rename(photos / "1234")
     for wnid in ("n01440764", "n01443537"):
         (photos / wnid).rename(photos / wnid[-2:])
     with pytest.raises(HwsimError, match="class 1234 is past the network's 1000 classes"):
-        load_folder(photos, (224, 224, 3), classes=1000)
+        load_images(find_images(photos), (224, 224, 3), classes=1000)
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,7 @@ def test_image_indices(
     ("changes", "block"),
     [
         ({"init_values": 1e-5}, r"blocks\.0\.ls1 is a LayerScale"),
-        ({"qk_norm": True}, r"blocks\.0\.q_norm is a"),
+        ({"qk_norm": True}, r"blocks\.0\.attn\.q_norm is a"),
         ({"global_pool": "avg"}, "global_pool is pooling by 'avg'|fc_norm is a"),
         ({"reg_tokens": 2}, "cls_token is not the only prefix token"),
         ({"pre_norm": True}, "norm_pre is a"),

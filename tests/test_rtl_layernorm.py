@@ -281,6 +281,36 @@ def test_cycles_per_row_and_latency(channels, lanes, cycles):
     assert starts[0] - got[0].last_in == unit.latency
 
 
+# Cycles a row with 1, 2, 4 and 8 lanes.
+LONG_ROWS = {
+    50: {1: 50, 2: 25, 4: 21, 8: 21},
+    197: {1: 197, 2: 99, 4: 50, 8: 25},
+    577: {1: 577, 2: 289, 4: 145, 8: 73},
+    1025: {1: 1025, 2: 513, 4: 257, 8: 129},
+}
+
+
+@pytest.mark.parametrize("lanes", [1, 2, 4, 8])
+@pytest.mark.parametrize("channels", LONG_ROWS)
+def test_the_formula_of_long_rows(channels, lanes):
+    spec = spec_of(channels)
+    unit = LayerNorm(spec, lanes=lanes, constants=in_range(spec, lanes))
+    assert unit.cycles_per_row(channels) == LONG_ROWS[channels][lanes]
+
+
+# Every length and every number of lanes; the simulator is too slow for all pairs of them.
+@pytest.mark.parametrize(("channels", "lanes"), [(50, 4), (50, 8), (197, 1), (197, 8), (577, 4), (1025, 8), (192, 2)])
+def test_cycles_of_long_rows(channels, lanes):
+    spec = spec_of(channels)
+    constants = in_range(spec, lanes)
+    unit = LayerNorm(spec, lanes=lanes, constants=constants)
+    rows = np.random.default_rng(lanes).integers(0, 256, (3, channels)).tolist()
+    (got,) = run(unit, [Phase(rows=rows)])
+    assert elements(got) == expected(spec, constants, rows)
+    starts = [row.out_cycles[0] for row in got]
+    assert [after - before for before, after in itertools.pairwise(starts)] == [unit.cycles_per_row(channels)] * 2
+
+
 def test_constants_are_reloaded_between_rows():
     spec = spec_of(10)
     narrow = spec_of(10, input_bits=6, alpha_bits=1, gamma_bits=9, beta_bits=15)

@@ -266,6 +266,27 @@ def test_cycles_and_latency(lanes):
     assert dut.latency == dut.row_latency(48)
 
 
+# Cycles of rows of 50, 197, 577 and 1025.
+@pytest.mark.parametrize(
+    ("lanes", "cycles"),
+    [(1, (50, 197, 577, 1025)), (2, (25, 99, 289, 513)), (4, (13, 50, 145, 257)), (8, (7, 25, 73, 129))],
+)
+def test_cycles_of_long_rows(lanes, cycles):
+    dice = random.Random(lanes)
+    layer = layer_of(0.2, score_bits=4, row_length=1025)
+    dut = LogSoftmax.covering([layer], lanes=lanes)
+    assert tuple(map(dut.cycles_per_row, (50, 197, 577, 1025))) == cycles
+    # The simulator is too slow for the longest rows with few lanes.
+    lengths = (50, 197, 577, 1025)[: 2 if lanes < 4 else 3 if lanes == 4 else 4]
+    phases = [Phase([scores(dice, length, maximum=15) for _ in range(2)]) for length in lengths]
+    phases[0] = Phase(phases[0].rows, dut.writes(*layer))
+    results = run(dut, phases)
+    assert elements(results) == [expected(layer, phase.rows) for phase in phases]
+    for wanted, (row, after) in zip(cycles, results, strict=False):
+        assert after.first_in - row.first_in == wanted
+        assert after.out_cycles[0] - row.out_cycles[0] == wanted
+
+
 @pytest.mark.parametrize("lanes", [1, 4])
 def test_rows_of_different_lengths_back_to_back(lanes):
     """The input never waits, and every row is right, when lengths change from row to row."""

@@ -12,7 +12,7 @@ from amaranth.lib.wiring import In, Out
 from stream_bench import Phase, run
 
 from golden.spec import IntFormat
-from rtl import axi
+from rtl import axi, fpga_tools
 from rtl.arithmetic import round_half_even_shift, saturate
 from rtl.stream import row_signature
 from rtl.verilog import export
@@ -45,6 +45,7 @@ def expressions(a, b, c, d, e, f):
     yield sum((a[bit] for bit in range(8)), start=b)
 
 
+ATTRIBUTES = {"ram_style": "distributed", "no_rw_check": 1}
 OUTPUT = data.StructLayout(
     {
         f"y{place}": value.shape()
@@ -83,7 +84,7 @@ class Medley(wiring.Component):
         ]
         with m.If(enable):
             m.d.sync += [self.o.valid.eq(self.i.valid), self.o.payload.last.eq(beat.last), self.o.payload.keep.eq(1)]
-        m.submodules.words = words = memory.Memory(shape=7, depth=12, init=range(3, 15))
+        m.submodules.words = words = memory.Memory(shape=7, depth=12, init=range(3, 15), attrs=ATTRIBUTES)
         writer = words.write_port()
         readers = {
             "word": words.read_port(),
@@ -174,7 +175,7 @@ def test_verilog_computes_what_amaranth_simulates(pytestconfig, stall_seed):
     inputs = [np.array([[element[name] for element in row] for row in rows]) for name in INPUTS]
     beats = beats_of(data.StructLayout(INPUTS), 1, inputs, padding=np.random.default_rng(0))
     play = Play(np.zeros((0, 1), np.uint8), beats.packed(), len(expected.last))
-    outcome, _ = simulate(simulator, bits, [play], stall_seed=stall_seed, tools=tools)
+    outcome = simulate(simulator, bits, [play], stall_seed=stall_seed, tools=tools)
     assert outcome.unstable == []
     given = outcome.layers[0].given
     assert given.shape == expected.packed().shape
@@ -187,3 +188,15 @@ def test_lint_of_the_medley_has_nothing_to_say(tmp_path):
     command = [tools.verilator, "--lint-only", "-Wall", "-Wno-PROCASSINIT", "medley.v"]
     result = subprocess.run(command, cwd=tmp_path, env=tools.environment(), capture_output=True, text=True, check=False)
     assert result.stderr == ""
+
+
+def test_attributes_of_a_memory_reach_synthesis(tmp_path):
+    text = export(Medley(), "medley")
+    assert text.count("(*") == 1 and "hdlname" not in text
+    assert '(* no_rw_check = 1, ram_style = "distributed" *) reg [6:0] medley_words [0:11];' in text
+    (tmp_path / "medley.v").write_text(text)
+    passes = "read_verilog medley.v; proc; check -assert; select -assert-count 1 m:*words a:ram_style=distributed %i; "
+    passes += "select -assert-count 1 m:*words a:no_rw_check=1 %i"
+    assert fpga_tools.run("yosys", ["-q", "-p", passes], tmp_path, "log") == 0, (tmp_path / "log").read_text()
+    (tmp_path / "medley.v").write_text(text.replace("(*", "/*").replace("*)", "*/"))
+    assert fpga_tools.run("yosys", ["-q", "-p", passes], tmp_path, "log") != 0

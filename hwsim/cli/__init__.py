@@ -9,11 +9,17 @@ import click
 
 from golden import __version__
 from golden.errors import HwsimError
+from hwsim.cli.bitstream import bitstream_command
 from hwsim.cli.calibrate import audit_command, calibrate_command
 from hwsim.cli.demo import demo_command
-from hwsim.cli.hardware import cosim_command, rtl_command
+from hwsim.cli.hardware import cosim_command
+from hwsim.cli.prove import prove_command
+from hwsim.cli.rtl import rtl_command
 from hwsim.cli.run import dump_command, evaluate_command, show_command
+from hwsim.cli.synth import synth_command
+from hwsim.cli.table import table_command
 from hwsim.cli.train import train_command
+from hwsim.cli.verify import bulk_command, coverage_command, mutate_command
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -36,7 +42,14 @@ for command in (
     dump_command,
     rtl_command,
     cosim_command,
+    bulk_command,
+    coverage_command,
+    mutate_command,
+    prove_command,
+    bitstream_command,
+    synth_command,
     train_command,
+    table_command,
 ):
     cli.add_command(command)
 

@@ -1,4 +1,4 @@
-"""``hwsim rtl`` and ``hwsim cosim``."""
+"""``hwsim cosim``, and the choice of layers that have a hardware unit."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from golden.vectors import UnitVectors
     from hwsim.program import Node, Program
     from sim_tests.cosim import CosimResult
+    from sim_tests.ports import PortMap
 
 
 def hardware_nodes(program: Program, layers: Sequence[str], units: Sequence[str]) -> list[Node]:
@@ -39,75 +40,7 @@ def hardware_nodes(program: Program, layers: Sequence[str], units: Sequence[str]
     return chosen
 
 
-@click.command("rtl")
-@click.argument("unit")
-@program_option
-@click.option(
-    "--layer", "layers", multiple=True, help="Layers that the unit must serve.  [default: all that have the unit]"
-)
-@click.option("--lanes", default=1, show_default=True, type=click.IntRange(1, 64), help="Elements a clock cycle.")
-@click.option("--baked", is_flag=True, help="Bake in the constants of the (single) layer instead of loading them.")
-@click.option("--name", help="Module name.  [default: UNIT]")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "rtl", show_default=True, help="Folder."
-)
-def rtl_command(
-    unit: str,
-    program_path: Path | None,
-    layers: tuple[str, ...],
-    lanes: int,
-    baked: bool,
-    name: str | None,
-    output: Path,
-) -> None:
-    """Write the Verilog of UNIT and a page of facts.
-
-    UNIT is a kind such as log_softmax, layernorm, lookup or log2_matmul. By default one unit is
-    built that serves all the layers, its constants loaded at run time; their write words are
-    written beside it as .hex, one file a layer.
-    """
-    from golden.files import write_atomically
-    from rtl import catalog, verilog
-
-    program = open_program(program_path)
-    nodes = hardware_nodes(program, layers, [unit])
-    pairs = [_spec_of(node, unit) for node in nodes]
-    if baked:
-        if len(nodes) != 1:
-            raise HwsimError(
-                f"--baked takes the constants of one layer, {len(nodes)} are chosen; name one with --layer"
-            )
-        spec, constants = pairs[0]
-        hardware = catalog.entry(unit).unit(spec, lanes=lanes, constants=constants)
-    else:
-        hardware = catalog.covering(pairs, lanes=lanes)
-    module = name or unit
-    text = verilog.export(hardware, module)
-    facts = verilog.facts(hardware, module)
-    files = [output / f"{module}.v", output / f"{module}.md"]
-    write_atomically(files[0], text)
-    write_atomically(files[1], facts.markdown())
-    if not baked:
-        from sim_tests.beats import words_of
-
-        port = hardware.w.payload
-        for node, (spec, constants) in zip(nodes, pairs, strict=True):
-            words = words_of(hardware.writes(spec, constants), len(port.address), len(port.data))
-            lines = [bytes(word)[::-1].hex() for word in words]
-            files.append(output / f"{module}.{node.name}.constants.hex")
-            write_atomically(files[-1], f"// {node.name}: words for s_axis_write_tdata\n" + "\n".join(lines) + "\n")
-    rows = [(port.name, port.direction, port.width, port.meaning) for port in facts.ports]
-    table(("port", "direction", "bits", "meaning"), rows, title=f"{module}: {facts.summary}")
-    click.echo(f"latency: {facts.latency} cycles; cycles a row: {facts.cycles_formula}")
-    if facts.cycles_longest_row is not None:
-        click.echo(f"a row of {facts.longest_row}: {facts.cycles_longest_row} cycles")
-    for path in files[:3]:
-        click.echo(f"wrote {path}")
-    if len(files) > 3:
-        click.echo(f"and the constants of {len(files) - 3} more layers")
-
-
-def _spec_of(node: Node, unit: str) -> tuple[Any, dict[str, Any]]:
+def unit_of(node: Node, unit: str) -> tuple[Any, dict[str, Any]]:
     """Spec and constants of a node's unit; the decoder of AdaLog codes shares those of their product."""
     if unit != "adalog_decode":
         return node.spec, dict(node.constants)
@@ -139,6 +72,15 @@ def _spec_of(node: Node, unit: str) -> tuple[Any, dict[str, Any]]:
 )
 @click.option("--seed", default=1, show_default=True, type=int, help="Seed of the stalls.")
 @click.option(
+    "--verilog",
+    "sources",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Check somebody else's unit: its Verilog, several files in reading order.",
+)
+@click.option("--top", help="Its module.")
+@click.option("--map", "map_path", type=click.Path(path_type=Path), help="What its ports are: ports.toml.")
+@click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "cosim", show_default=True, help="Folder."
 )
 def cosim_command(
@@ -151,6 +93,9 @@ def cosim_command(
     lanes: int,
     stalls: str,
     seed: int,
+    sources: tuple[Path, ...],
+    top: str | None,
+    map_path: Path | None,
     output: Path,
 ) -> None:
     """Compare the Verilog of units with every activation of a program.
@@ -158,36 +103,66 @@ def cosim_command(
     Builds each unit with Verilator, loads the constants of one layer after the other, replays the
     activations of the chosen images and compares every output. A mismatch names unit, layer, row,
     element, expected and got, leaves a waveform of its neighbourhood, and the exit status is 1.
+
+    With --verilog, --top and --map the unit is not ours but the one of these files.
     """
+    ports = _port_map(sources, top, map_path)
+    if ports is not None:
+        if units not in ((), (ports.unit,)):
+            raise HwsimError(f"--unit {', '.join(units)}: {ports.path} says that the unit is a {ports.unit}")
+        if lanes not in (1, ports.lanes):
+            raise HwsimError(f"--lanes {lanes}: {ports.path} says that the unit has {ports.lanes}; change lanes there")
+        units, layers = (ports.unit,), layers or ports.layers
     if vector_files:
         from golden.vectors import read_vectors
 
         vectors = [read_vectors(path) for path in vector_files]
     else:
-        vectors = _program_vectors(program_path, layers, units, images_text, data)
+        program = open_program(program_path)
+        nodes = hardware_nodes(program, layers, units)
+        vectors = program_vectors(program, nodes, units, parse_images(images_text), data)
     results: list[CosimResult] = []
     choices: dict[str, list[int | None]] = {"none": [None], "random": [seed], "both": [None, seed]}
     runs = choices[stalls]
     from sim_tests.cosim import cosimulate
+    from sim_tests.foreign import cosimulate_foreign, silent
 
     with progress("cosimulating", len(runs)) as done:
         for stall_seed in runs:
-            results += cosimulate(vectors, lanes=lanes, build_dir=output, stall_seed=stall_seed)
+            if ports is None:
+                results += cosimulate(vectors, lanes=lanes, build_dir=output, stall_seed=stall_seed)
+            else:
+                results += cosimulate_foreign(
+                    vectors, sources, str(top), ports, build_dir=output, stall_seed=stall_seed
+                )
             done(1)
     show_results(results)
+    if ports is not None:
+        for said in dict.fromkeys(silent(result, ports) for result in results):
+            if said is not None:
+                click.echo(said)
     if any(result.mismatches for result in results):
         sys.exit(1)
 
 
-def _program_vectors(
-    program_path: Path | None, layers: Sequence[str], units: Sequence[str], images_text: str, data: Path | None
+def _port_map(sources: Sequence[Path], top: str | None, map_path: Path | None) -> PortMap | None:
+    """The map of somebody else's unit, or None where the unit is ours."""
+    if not sources and top is None and map_path is None:
+        return None
+    if not sources or top is None or map_path is None:
+        raise HwsimError("somebody else's unit needs all of --verilog FILE, --top MODULE and --map ports.toml")
+    from sim_tests.ports import read_map
+
+    return read_map(map_path)
+
+
+def program_vectors(
+    program: Program, nodes: Sequence[Node], units: Sequence[str], indices: Sequence[int], data: Path | None
 ) -> list[UnitVectors]:
+    """Activations of nodes on images of a folder (default: the embedded test set); of all units, or of those named."""
     from hwsim.dump import dump_vectors
     from rtl import catalog
 
-    program = open_program(program_path)
-    nodes = hardware_nodes(program, layers, units)
-    indices = parse_images(images_text)
     images = evaluation_images(program, data, max(indices) + 1 if data is None else None).images
     wanted = set(units) or set(catalog.UNITS)
     return [vectors for vectors in dump_vectors(program, images, indices, nodes) if vectors.spec.kind in wanted]
@@ -214,7 +189,7 @@ def show_results(results: Sequence[CosimResult]) -> None:
             click.echo(f"first mismatch: {result.first_mismatch}")
             click.echo(f"Verilog: {_from_here(result.verilog)}")
             if result.waveform is not None:
-                click.echo(f"waveform: {_from_here(result.waveform)}")
+                click.echo(f"waveform: {_from_here(result.waveform)} (open its .gtkw in GTKWave, its .sucl in Surfer)")
     compared = sum(result.compared for result in results)
     wrong = sum(result.mismatches for result in results)
     cycles = sum(result.cycles for result in results)

@@ -1,0 +1,137 @@
+"""``hwsim rtl``: the Verilog of a unit, and what goes with it into a foreign flow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from golden.errors import HwsimError
+from golden.files import write_atomically
+from hwsim.cli.display import table
+from hwsim.cli.hardware import hardware_nodes, program_vectors, unit_of
+from hwsim.cli.source import BUILD, open_program, program_option
+
+if TYPE_CHECKING:
+    from hwsim.program import Node, Program
+    from rtl.package import BenchLayer
+    from rtl.verilog import Facts
+
+
+@click.command("rtl")
+@click.argument("unit")
+@program_option
+@click.option(
+    "--layer", "layers", multiple=True, help="Layers that the unit must serve.  [default: all that have the unit]"
+)
+@click.option("--lanes", default=1, show_default=True, type=click.IntRange(1, 64), help="Elements a clock cycle.")
+@click.option("--baked", is_flag=True, help="Bake in the constants of the (single) layer instead of loading them.")
+@click.option("--name", help="Module name.  [default: UNIT]")
+@click.option("--data", type=click.Path(path_type=Path), help="Images of the bench.  [default: the embedded test set]")
+@click.option(
+    "--bench-rows",
+    default=16,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Rows of a test image a layer for the self-checking bench; 0 for no bench.",
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "rtl", show_default=True, help="Folder."
+)
+def rtl_command(
+    unit: str,
+    program_path: Path | None,
+    layers: tuple[str, ...],
+    lanes: int,
+    baked: bool,
+    name: str | None,
+    data: Path | None,
+    bench_rows: int,
+    output: Path,
+) -> None:
+    """Write the Verilog of UNIT, and what a foreign flow needs with it.
+
+    UNIT is a kind such as log_softmax, layernorm, lookup or log2_matmul. By default one unit is
+    built that serves all the layers, its constants loaded at run time; their write words are
+    written beside it as .hex, one file a layer. Its ports are AXI4-Stream.
+
+    Beside the Verilog: a page of facts, a self-checking SystemVerilog bench with its .hex files
+    (activations of the first test image), a FuseSoC core file and a Vivado script.
+    """
+    from hwsim.networks.embedded import NETWORKS
+    from rtl import catalog, package, verilog
+
+    program = open_program(program_path)
+    nodes = hardware_nodes(program, layers, [unit])
+    pairs = [unit_of(node, unit) for node in nodes]
+    if baked:
+        if len(nodes) != 1:
+            raise HwsimError(
+                f"--baked takes the constants of one layer, {len(nodes)} are chosen; name one with --layer"
+            )
+        spec, constants = pairs[0]
+        hardware = catalog.entry(unit).unit(spec, lanes=lanes, constants=constants)
+    else:
+        hardware = catalog.covering(pairs, lanes=lanes)
+    module = name or unit
+    facts = verilog.facts(hardware, module)
+    files = {f"{module}.v": verilog.export(hardware, module), f"{module}.md": facts.markdown()}
+    bench: Mapping[str, str] = {}
+    imageless = data is None and program.network not in NETWORKS
+    if bench_rows and not imageless:
+        bench = package.bench(hardware, module, _bench_layers(program, nodes, unit, hardware, bench_rows, data))
+    files |= bench
+    files[f"{module}.core"] = package.fusesoc_core(hardware, module, list(bench))
+    files[f"{module}.tcl"] = package.vivado_script(module, list(bench))
+    if not baked:
+        from sim_tests.beats import words_of
+
+        port = hardware.w.payload
+        for node, (spec, constants) in zip(nodes, pairs, strict=True):
+            words = words_of(hardware.writes(spec, constants), len(port.address), len(port.data))
+            lines = [bytes(word)[::-1].hex() for word in words]
+            text = f"// {node.name}: words for s_axis_write_tdata\n" + "\n".join(lines) + "\n"
+            files[f"{module}.{node.name}.constants.hex"] = text
+    for file, text in files.items():
+        write_atomically(output / file, text)
+    _show(facts)
+    shown = [file for file in files if not file.endswith(".hex")]
+    for file in shown:
+        click.echo(f"wrote {output / file}")
+    click.echo(f"and {len(files) - len(shown)} .hex files")
+    if bench_rows and imageless:
+        click.echo(f"no bench: {program.network} needs test images, give them with --data FOLDER")
+
+
+def _bench_layers(
+    program: Program, nodes: Sequence[Node], unit: str, hardware: Any, rows: int, data: Path | None
+) -> list[BenchLayer]:
+    """Rows of each layer, spread evenly over the first test image, as the bench plays them."""
+    import numpy as np
+
+    from rtl.package import BenchLayer
+    from sim_tests.stimulus import stimulus
+
+    padding = np.random.default_rng(0)
+    result = []
+    for vectors in program_vectors(program, nodes, [unit], [0], data):
+        play, expected = stimulus(hardware, vectors, padding)
+        chosen = np.unique(np.linspace(0, expected.rows - 1, min(rows, expected.rows)).astype(int))
+
+        def of_chosen_rows(beats: np.ndarray, chosen: np.ndarray = chosen, rows: int = expected.rows) -> np.ndarray:
+            size = beats.shape[-1]
+            return beats.reshape(rows, -1, size)[chosen].reshape(-1, size)
+
+        beats, wanted = of_chosen_rows(play.beats), of_chosen_rows(expected.beats.packed())
+        result.append(BenchLayer(vectors.layer, play.words, beats, wanted))
+    return result
+
+
+def _show(facts: Facts) -> None:
+    rows = [(port.name, port.direction, port.width, port.meaning) for port in facts.ports]
+    table(("port", "direction", "bits", "meaning"), rows, title=f"{facts.module}: {facts.summary}")
+    click.echo(f"latency: {facts.latency} cycles; cycles a row: {facts.cycles_formula}")
+    if facts.cycles_longest_row is not None:
+        click.echo(f"a row of {facts.longest_row}: {facts.cycles_longest_row} cycles")
