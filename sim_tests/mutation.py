@@ -17,6 +17,7 @@ from sim_tests.bulk import patience
 from sim_tests.bulk_build import build_library
 from sim_tests.bulk_model import BulkModel
 from sim_tests.compare import Expected, compare
+from sim_tests.equivalence import Equivalence, rules_of
 from sim_tests.inputs import boundaries, corners, exhaustive, other_constants
 from sim_tests.mutants import PORT, Mutant, build_in, mutants_of, sample
 from sim_tests.scaling_inputs import hard_scalings
@@ -65,12 +66,15 @@ class Verdict:
         The first step that noticed it, and how; empty where it survived.
     slower : bool
         It survived: all results are right, but some come in another cycle when there are stalls.
+    same : bool
+        It survived and is proven to compute the same (`sim_tests.equivalence`).
     """
 
     number: int
     mutant: Mutant
     killed_by: str
     slower: bool
+    same: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,10 @@ class MutationResult:
     @property
     def killed(self) -> int:
         return sum(bool(verdict.killed_by) for verdict in self.verdicts)
+
+    @property
+    def same(self) -> int:
+        return sum(verdict.same for verdict in self.verdicts)
 
     @property
     def survivors(self) -> list[Verdict]:
@@ -257,6 +265,7 @@ def run_mutation(
     count: int,
     seed: int,
     build_dir: Path,
+    prove: bool = False,
     progress: Callable[[int], None] = lambda count: None,
 ) -> MutationResult:
     """Build a sample of mutants into one unit and play the standard stimulus to each.
@@ -269,6 +278,8 @@ def run_mutation(
         Module name.
     count, seed : int
         Of the sample.
+    prove : bool
+        Try to prove of each survivor that it computes the same.
     progress : callable
         Called with 1 after each mutant.
 
@@ -298,4 +309,7 @@ def run_mutation(
         slower = not killed_by and any(not np.array_equal(*pair) for pair in zip(given_at, normal, strict=True))
         verdicts.append(Verdict(number, mutant, killed_by, slower))
         progress(1)
+    if prove and not all(verdict.killed_by for verdict in verdicts):
+        proof = Equivalence(folder / f"{name}.v", build_dir / f"{name}-proof", rules=rules_of(unit, name, layers))
+        verdicts = [replace(verdict, same=not verdict.killed_by and proof.same(verdict.number)) for verdict in verdicts]
     return MutationResult(unit.spec.kind, name, len(possible), tuple(verdicts), len(steps), folder / f"{name}.v")

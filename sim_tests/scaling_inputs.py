@@ -16,8 +16,8 @@ from golden.requantize import RequantizeSpec
 from golden.vectors import UnitVectors
 from sim_tests.inputs import EXHAUSTIVE_BITS, vectors_for
 
-# Inputs for one multiplier and shift.
-_ROWS = 512
+# Inputs for one multiplier and shift, and elements of a row where one channel stands for any.
+_ROWS, _ROW_LENGTH = 512, 64
 # Of the products on each side of a tie, and of the ties that go up and down.
 _NEAREST = 32
 
@@ -47,7 +47,7 @@ def hard_scalings(layer: UnitVectors, seed: int = 0) -> Iterator[UnitVectors]:
             continue
         columns = [_hard_inputs(spec, multiplier, shift, zero, dice) for multiplier, shift in chosen]
         # One channel stands for rows of any length.
-        inputs = columns[0][None, :, None] if spec.channels == 1 else np.stack(columns, axis=1)[None]
+        inputs = columns[0].reshape(1, -1, _ROW_LENGTH) if spec.channels == 1 else np.stack(columns, axis=1)[None]
         yield vectors_for(replace(layer, constants=checked), inputs)
 
 
@@ -55,7 +55,14 @@ def _pairs(spec: RequantizeSpec, dice: np.random.Generator) -> list[tuple[int, i
     """Multipliers of every length and with every single digit of two bits, each with a few shifts."""
     bits, longest = spec.multiplier_bits, (1 << spec.shift_bits) - 1
     highest = (1 << bits) - 1
-    found = {0, 1, highest, highest - 1, *(highest // 3 * factor for factor in (1, 2)), *(highest // 5 * f for f in (1, 4))}
+    found = {
+        0,
+        1,
+        highest,
+        highest - 1,
+        *(highest // 3 * factor for factor in (1, 2)),
+        *(highest // 5 * f for f in (1, 4)),
+    }
     for place in range(0, bits, 2):
         found |= {digit << place for digit in (1, 2, 3)} | {highest ^ digit << place for digit in (1, 2, 3)}
     for length in range(2, bits + 1):
@@ -90,9 +97,7 @@ def _hard_inputs(spec: RequantizeSpec, multiplier: int, shift: int, zero: int, d
     return dice.permutation(np.resize(found, _ROWS) if len(found) < _ROWS else dice.permutation(found)[:_ROWS])
 
 
-def _next_to_ties(
-    spec: RequantizeSpec, candidates: np.ndarray, multiplier: int, shift: int, zero: int
-) -> np.ndarray:
+def _next_to_ties(spec: RequantizeSpec, candidates: np.ndarray, multiplier: int, shift: int, zero: int) -> np.ndarray:
     """Those candidates whose products lie on a tie between two codes, or nearest to one."""
     if not shift:
         return candidates[:0]

@@ -112,4 +112,5 @@ fi
 export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 
 echo "setup: installing the package and its tools into $venv (some gigabytes; half a minute on a fast line)"
-"$venv/bin/uv" pip install --python "$venv/bin/python" --editable '.[calibrate,dev,fpga]'
+# Compiled now, or every process would compile torch anew where PYTHONDONTWRITEBYTECODE is set.
+"$venv/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" --editable '.[calibrate,dev,fpga]'

@@ -177,26 +177,8 @@ def embedded_calibration_set() -> ImageSet:
     return embedded.load_calibration_set()
 
 
-def evaluation_images(program: Program, data: Path | None, images: int | None) -> ImageSet:
-    """Labelled images for a program: a folder, or the embedded test set.
-
-    Raises
-    ------
-    HwsimError
-        A network other than the embedded one without a folder, or a folder that does not fit.
-    """
-    if data is None:
-        from hwsim.networks import embedded
-
-        if program.network not in embedded.NETWORKS:
-            raise HwsimError(f"{program.network}: give images with --data FOLDER")
-        return embedded.load_test_set().head(images)
-    classes = int(program.header["classes"])
-    return read_images(data, program.image_size, float(program.header["crop_ratio"]), classes, images)
-
-
-def labelled_images(graph: FloatGraph, data: Path | None, images: int | None) -> ImageSet:
-    """Labelled images for a float network: a folder, or the embedded test set.
+def evaluation_images(of: Program | FloatGraph, data: Path | None, images: int | None) -> ImageSet:
+    """Labelled images for a program or a float network: a folder, or the embedded test set.
 
     Raises
     ------
@@ -204,12 +186,17 @@ def labelled_images(graph: FloatGraph, data: Path | None, images: int | None) ->
         A network other than the embedded ones without a folder, or a folder that does not fit.
     """
     from hwsim.networks import embedded
+    from hwsim.program import Program
 
+    if isinstance(of, Program):
+        name, classes, crop_ratio = of.network, int(of.header["classes"]), float(of.header["crop_ratio"])
+    else:
+        name, classes, crop_ratio = of.name, of.classes, of.crop_ratio
     if data is None:
-        if graph.name not in embedded.NETWORKS:
-            raise HwsimError(f"{graph.name}: give images to evaluate on with --on FOLDER")
+        if name not in embedded.NETWORKS:
+            raise HwsimError(f"{name}: give images with --{'data' if isinstance(of, Program) else 'on'} FOLDER")
         return embedded.load_test_set().head(images)
-    return read_images(data, graph.image_size, graph.crop_ratio, graph.classes, images)
+    return read_images(data, of.image_size, crop_ratio, classes, images)
 
 
 def open_program(path: Path | None) -> Program:

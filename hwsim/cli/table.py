@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import shlex
 import sys
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from hwsim.cli.source import (
     BUILD,
     calibration_source,
     code_digest,
-    labelled_images,
+    evaluation_images,
     network_options,
 )
 
@@ -69,7 +70,7 @@ def table_command(
     if not chosen:
         raise HwsimError(f"no row matches {' or '.join(patterns)}; the rows are {', '.join(recipes)}")
     graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
-    evaluation = labelled_images(graph, on_data, on_images)
+    evaluation = evaluation_images(graph, on_data, on_images)
     measured = ResultTable(
         graph, image_set.images, evaluation, folder=output / "rows", code=code_digest(), device=device
     )
@@ -79,7 +80,7 @@ def table_command(
             rows.append(measured.row(label, recipe, stages.stage))
             stages.row_done()
     path = output / f"{name}-{graph.name}"
-    command = "hwsim " + " ".join(_quoted(part) for part in sys.argv[1:])
+    command = shlex.join(["hwsim", *sys.argv[1:]])
     write_atomically(path.with_suffix(".csv"), frame(rows).to_csv(index=False))
     write_atomically(path.with_suffix(".md"), markdown(graph.name, rows, command))
     table(
@@ -93,12 +94,6 @@ def table_command(
     for note in dict.fromkeys(row.note for row in rows if row.note):
         click.echo(f"no integer program: {note}")
     click.echo(f"wrote {path}.csv and .md")
-
-
-def _quoted(part: str) -> str:
-    import shlex
-
-    return shlex.quote(part)
 
 
 class _Stages:

@@ -230,6 +230,7 @@ def coverage_command(
 @click.option("--count", default=60, show_default=True, type=click.IntRange(1, 1000), help="Mutants a unit.")
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of the sample.")
 @click.option("--all", "show_all", is_flag=True, help="List every mutant, not only the survivors.")
+@click.option("--prove", is_flag=True, help="Try to prove of each survivor that it computes the same.")
 @output_option
 def mutate_command(
     units: tuple[str, ...],
@@ -240,12 +241,14 @@ def mutate_command(
     count: int,
     seed: int,
     show_all: bool,
+    prove: bool,
     output: Path,
 ) -> None:
     """Build small faults into UNITs and see whether the standard stimulus notices each.
 
     All mutants of a unit are in one model; a port chooses one. The unit without a mutant must pass first.
-    Survivors are listed: they compute the same, or the stimulus has a hole.
+    Survivors are listed: they compute the same, or the stimulus has a hole. A mutant that is proven to compute
+    the same does not count in the last column.
     """
     groups = _unit_groups(program_path, layers, units, data)
     from sim_tests.mutation import run_mutation
@@ -254,21 +257,39 @@ def mutate_command(
     with progress("mutants", count * len(groups)) as done:
         for name, vectors in groups.items():
             found.append(
-                run_mutation(vectors, name=name, lanes=lanes, count=count, seed=seed, build_dir=output, progress=done)
+                run_mutation(
+                    vectors,
+                    name=name,
+                    lanes=lanes,
+                    count=count,
+                    seed=seed,
+                    build_dir=output,
+                    prove=prove,
+                    progress=done,
+                )
             )
     rows = [
-        (item.module, item.possible, len(item.verdicts), item.killed, 100 * item.killed / len(item.verdicts))
+        (
+            item.module,
+            item.possible,
+            tried,
+            item.killed,
+            item.same,
+            round(100 * item.killed / max(tried - item.same, 1), 1),
+        )
         for item in found
+        for tried in (len(item.verdicts),)
     ]
     table(
-        ("unit", "possible", "tried", "killed", "%"),
-        [(*row[:-1], round(row[-1], 1)) for row in rows],
+        ("unit", "possible", "tried", "killed", "proven the same", "% of others"),
+        rows,
         title=f"mutants killed by the standard stimulus, lanes {lanes}, seed {seed}",
     )
     for item in found:
         for verdict in item.verdicts:
             if show_all or not verdict.killed_by:
-                fate = verdict.killed_by or f"survived{', some results come in other cycles' * verdict.slower}"
+                fate = verdict.killed_by or ("proven the same" if verdict.same else "survived")
+                fate += ", some results come in other cycles" * verdict.slower
                 click.echo(f"{item.module} {verdict.number}: {verdict.mutant}: {fate}")
 
 

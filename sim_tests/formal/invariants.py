@@ -103,20 +103,23 @@ def _row_sums(unit: LayerNorm, signals: Mapping[str, Signal]) -> Claims:
 
 
 def _root(unit: LayerNorm, signals: Mapping[str, Signal]) -> Claims:
-    """While steps remain, the mantissa has no more bits than were put in or shifted in before."""
-    names = ("root_rest", "remaining", "mantissa", "idle", "done", "row")
+    """While steps remain, the mantissa has no more bits than were put in, after the first, or shifted in before."""
+    names = ("root_rest", "quotient_pair", "remaining", "mantissa", "idle", "done", "row")
     if not all(name in signals for name in names):
         return
     root = unit._root
-    _, remaining, mantissa, idle, done, row = (signals[name] for name in names)
+    root_rest, quotient_pair, remaining, mantissa, idle, done, row = (signals[name] for name in names)
     working = ~idle & ~done
+    empty = (root_rest == 0) & (quotient_pair == 0)
+    yield "the first step is not of an empty pair", ~working | (remaining != root.steps - 1) | empty
     yield "remaining exceeds the steps", ~working | (remaining < root.steps)
     pair = root.i.payload.shape()["pair"]
     fine_bits = root.fine_bits
     fine = ~Value.cast(row)[pair.offset : pair.offset + fine_bits] if fine_bits else Const(0, 1)
     for step in range(root.steps):
         earlier = range(step + 1, root.steps)
-        bits = sum(at >= root.longest_shift and _gives_a_bit(unit, at) for at in earlier)
+        # The bit of the first step, of an empty pair, is 0.
+        bits = max(sum(at >= root.longest_shift and _gives_a_bit(unit, at) for at in earlier) - 1, 0)
         for shift in range(1 << fine_bits):
             most = bits + sum(at < shift for at in earlier)
             here = working & (remaining == step) & (fine == shift)

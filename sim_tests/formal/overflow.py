@@ -81,7 +81,8 @@ def findings(unit: StreamUnit, limits: Mapping[str, Limit]) -> list[Finding]:
     fragment = Fragment.get(unit, None)
     ranges = ranges_of(fragment, limits)
     bounded = any(isinstance(limit, tuple) for limit in limits.values())
-    free = ranges_of(fragment, {n: limit for n, limit in limits.items() if isinstance(limit, int)})
+    terms = {name: limit for name, limit in limits.items() if isinstance(limit, int)}
+    free = ranges_of(fragment, terms) if bounded else ranges
     kind = getattr(getattr(unit, "spec", None), "kind", "")
     found = []
     for narrowing in narrowings(fragment):

@@ -1,0 +1,84 @@
+"""Result tables: rows are measured once, kept, and measured again after a change."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from golden.errors import HwsimError
+from hwsim.cli import main
+from hwsim.data import ImageSet
+from hwsim.networks.graph import FloatGraph
+from hwsim.quantize.quantizers.twin import TwinSoftmax
+from hwsim.quantize.recipe import Recipe, fq_vit, fq_vit_table
+from hwsim.tables import ResultTable, markdown
+
+
+def quiet(label: str, total: int):  # type: ignore[no-untyped-def]
+    return lambda count: None
+
+
+def new_table(graph: FloatGraph, images: np.ndarray, folder: Path, code: str = "1") -> ResultTable:
+    labels = np.arange(len(images)) % 7
+    return ResultTable(graph, images[:8], ImageSet(images, labels), folder=folder, code=code)
+
+
+def test_a_row_is_measured_once(small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path) -> None:
+    recipe = fq_vit("8/8/4", calibration_batch=8)
+    row = new_table(small_graph, small_images, tmp_path).row("first", recipe, quiet)
+    assert row.images == 24 and row.calibration_images == 8 and row.integer_top1 is not None
+    (kept,) = tmp_path.iterdir()
+    changed = json.loads(kept.read_text()) | {"fake_quant_top1": 12.0}
+    kept.write_text(json.dumps(changed))
+    assert new_table(small_graph, small_images, tmp_path).row("first", recipe, quiet).fake_quant_top1 == 12.0
+    # Other code or another recipe is measured, not read.
+    assert new_table(small_graph, small_images, tmp_path, "2").row("first", recipe, quiet) == row
+    other = new_table(small_graph, small_images, tmp_path).row("first", fq_vit("8/8/8", calibration_batch=8), quiet)
+    assert other.recipe != row.recipe
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_recipe_without_a_program_says_why(small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path) -> None:
+    base = fq_vit("8/8/8", calibration_batch=8)
+    recipe = Recipe("released", base.weights, {**base.points, "attention": TwinSoftmax(8, as_released=True)})
+    row = new_table(small_graph, small_images, tmp_path).row("released", recipe, quiet)
+    assert row.integer_top1 is None and "ReleasedTwinSoftmaxGrid" in row.note
+    assert "| released |" in markdown("small", [row], "hwsim table") and row.note in markdown("small", [row], "x")
+
+
+def test_unlabelled_images_are_refused(small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path) -> None:
+    with pytest.raises(HwsimError, match="a table needs labelled images"):
+        ResultTable(small_graph, small_images, ImageSet(small_images, None), folder=tmp_path, code="1")
+
+
+def test_rows_of_the_published_table() -> None:
+    rows = fq_vit_table(10)
+    assert len(rows) == 16 and all(recipe.calibration_batch == 10 for recipe in rows.values())
+    assert len({recipe.name for recipe in rows.values()}) == 16
+
+
+def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["table", "fq-vit", "--rows", "MinMax w/ PTS 8*", "--on-images", "40", "--images", "20"]
+    main([*arguments, "-o", str(tmp_path)])
+    assert "MinMax w/ PTS 8/8/8" in capsys.readouterr().out
+    lines = (tmp_path / "fq-vit-embedded.csv").read_text().splitlines()
+    assert len(lines) == 2 and lines[0].startswith("label,recipe,calibration_images,images,float_top1")
+    assert "| MinMax w/ PTS 8/8/8 |" in (tmp_path / "fq-vit-embedded.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["table", "fq-vat"], "there is no table 'fq-vat'; choose one of fq-vit"),
+        (["table", "fq-vit", "--rows", "LSQ*"], "no row matches LSQ*; the rows are MinMax 8/8/8"),
+    ],
+)
+def test_bad_input(arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main([*arguments, "-o", str(tmp_path / "out")])
+    assert done.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
