@@ -265,8 +265,13 @@ def _sensible(spec: Spec, constants: Constants, dice: np.random.Generator) -> di
         }
     if isinstance(spec, AdaLogDecodeSpec | AdaLogMatmulSpec):
         order = dice.permutation(1 << spec.code_bits)
+        shifts = constants["shift_table"][order]
+        if dice.random() < 0.5:
+            # Past the guard bits there is a fraction to round, or to cut off.
+            highest = min(spec.guard_bits + spec.code_bits + 4, spec.constants["shift_table"].format.maximum)
+            shifts = dice.integers(0, highest + 1, len(order))
         found = {
-            "shift_table": constants["shift_table"][order],
+            "shift_table": shifts,
             "mantissa_table": np.maximum(constants["mantissa_table"] - dice.integers(0, 2, 1 << spec.code_bits), 0)[
                 order
             ],
@@ -275,7 +280,8 @@ def _sensible(spec: Spec, constants: Constants, dice: np.random.Generator) -> di
         found = {}
     if isinstance(spec, Log2MatmulSpec | AdaLogMatmulSpec):
         highest = 1 << spec.value_bits
-        found["zero_v"] = np.array(int(constants["zero_v"]) + int(dice.integers(-highest // 8, highest // 8)))
+        # About as far from the middle as accumulators of a network's width allow.
+        found["zero_v"] = constants["zero_v"] + dice.integers(-highest // 5, highest // 5)
         found |= {name: constants[name] for name in spec.requantize.constants}
     return found
 

@@ -9,6 +9,7 @@ import pytest
 from golden.log_softmax import LogSoftmaxSpec
 from rtl import catalog
 from sim_tests.inputs import boundaries, corners, exhaustive, scaling_of, some_rows
+from sim_tests.scaling_inputs import hard_scalings
 from sim_tests.test_bulk import layer_of
 
 
@@ -80,3 +81,25 @@ def test_corners_keep_the_spec(kind: str) -> None:
         lengths.add(vectors.inputs[0].shape[-1])
         assert (vectors.spec.compute(vectors.constants, *vectors.inputs) == vectors.output).all()
     assert lengths == {21} if kind == "layernorm" else {1, 2, 3, 7} < lengths
+
+
+def test_products_on_ties_beside_them_and_far_outside() -> None:
+    """Exact quotients, as fractions, of the inputs that are made for other constants."""
+    layer = layer_of("requantize")
+    ties, beside, outside = set(), 0, 0
+    for vectors in hard_scalings(layer):
+        codes = vectors.inputs[0].reshape(-1, vectors.inputs[0].shape[-1])
+        zero = int(vectors.constants["zero_point"])
+        for column, (multiplier, shift) in enumerate(
+            zip(vectors.constants["multiplier"].tolist(), vectors.constants["shift"].tolist(), strict=True)
+        ):
+            for value in codes[::2, column % codes.shape[1]].tolist():
+                quotient = Fraction(value * multiplier, 1 << shift) + zero
+                above = quotient % 1 - Fraction(1, 2)
+                if above == 0:
+                    ties.add(int(quotient // 1) % 2)
+                beside += 0 < abs(above) < Fraction(1, 256)
+                outside += abs(quotient) > 1000
+    assert ties == {0, 1}
+    assert beside > 100
+    assert outside > 100

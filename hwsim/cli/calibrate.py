@@ -22,9 +22,14 @@ def calibrated(graph: FloatGraph, images: ImageSet, recipe: Recipe) -> tuple[Cal
     """Calibrate and lower, with a progress bar."""
     from hwsim.quantize.calibrate import calibrate
     from hwsim.quantize.lowering import lower
+    from hwsim.quantize.search.run import searched_nodes
 
-    with progress(f"calibrating {graph.name}", len(images.images)) as done:
-        calibration = calibrate(graph, images.images, recipe, progress=done)
+    if recipe.search is None:
+        with progress(f"calibrating {graph.name}", len(images.images)) as done:
+            calibration = calibrate(graph, images.images, recipe, progress=done)
+    else:
+        with progress(f"searching the scales of {graph.name}", len(searched_nodes(graph))) as done:
+            calibration = calibrate(graph, images.images, recipe, layers=done)
     return calibration, lower(calibration)
 
 

@@ -55,16 +55,39 @@ network_options = with_options(
 )
 
 recipe_options = with_options(
-    click.option("--recipe", default="fq-vit", show_default=True, help="Published system."),
-    click.option("--bits", default="8/8/4", show_default=True, help="Widths of weights/activations/attention."),
-    click.option("--pts/--no-pts", default=True, show_default=True, help="Power-of-two scales at LayerNorm inputs."),
+    click.option(
+        "--recipe", default="fq-vit", show_default=True, help="Published system: fq-vit, base-ptq or ptq4vit."
+    ),
+    click.option(
+        "--bits", help="Widths of weights/activations/attention.  [default: 8/8/4 for fq-vit, 8/8/8 for the others]"
+    ),
+    click.option(
+        "--pts/--no-pts", default=None, help="fq-vit: power-of-two scales at LayerNorm inputs.  [default: pts]"
+    ),
     click.option(
         "--attention",
-        default="auto",
-        show_default=True,
-        help="Quantizer of the softmax: auto, lis, uniform or adalog; auto is lis up to 5 bits, uniform above.",
+        help="fq-vit: quantizer of the softmax, auto, lis, uniform or adalog; auto is lis up to 5 bits, uniform above.",
     ),
-    click.option("--batch", default=100, show_default=True, type=click.IntRange(1), help="Images a calibration batch."),
+    click.option(
+        "--metric",
+        help="base-ptq, ptq4vit: what the search compares outputs by, hessian, mse or cosine.  "
+        "[default: cosine for base-ptq, hessian for ptq4vit]",
+    ),
+    click.option("--mode", help="base-ptq, ptq4vit: parallel or sequential calibration.  [default: parallel]"),
+    click.option("--rounds", type=int, help="base-ptq, ptq4vit: turns of each operand.  [default: 1; 3]"),
+    click.option(
+        "--as-released/--corrected",
+        default=None,
+        help="base-ptq, ptq4vit: what the released code does (fake quantization only, no program).",
+    ),
+    click.option("--twin-softmax/--no-twin-softmax", default=None, help="ptq4vit: twin codes behind the softmax."),
+    click.option("--twin-gelu/--no-twin-gelu", default=None, help="ptq4vit: twin codes behind GELU."),
+    click.option(
+        "--batch",
+        "calibration_batch",
+        type=click.IntRange(1),
+        help="Images a calibration batch.  [default: 100 for fq-vit, 32 for the others]",
+    ),
     click.option(
         "--set",
         "lowering",
@@ -91,14 +114,15 @@ evaluation_options = with_options(
 )
 
 
-def make_recipe(recipe: str, bits: str, pts: bool, attention: str, batch: int, lowering: tuple[str, ...]) -> Recipe:
-    """The recipe that the options describe.
+def make_recipe(recipe: str, lowering: tuple[str, ...], **options: Any) -> Recipe:
+    """The recipe that the options describe; options that are None keep the recipe's own value.
 
     Raises
     ------
     HwsimError
-        Unknown recipe or field, or a value out of range.
+        Unknown recipe or field, an option that the recipe does not have, or a value out of range.
     """
+    import inspect
     from dataclasses import fields
 
     from hwsim.quantize.recipe import Lowering
@@ -116,7 +140,12 @@ def make_recipe(recipe: str, bits: str, pts: bool, attention: str, batch: int, l
             values[name] = value if kinds[name] == "str" else int(value)
         except ValueError:
             raise HwsimError(f"--set {setting}: {name} must be an integer, not {value!r}") from None
-    return RECIPES[recipe](bits, pts=pts, attention=attention, calibration_batch=batch, lowering=Lowering(**values))
+    given = {name: value for name, value in options.items() if value is not None}
+    known = inspect.signature(RECIPES[recipe]).parameters
+    for name in given:
+        if name not in known:
+            raise HwsimError(f"recipe {recipe} has no {name.replace('_', ' ')}; leave that option out")
+    return RECIPES[recipe](**given, lowering=Lowering(**values))
 
 
 def read_images(

@@ -21,7 +21,6 @@ from hwsim.quantize.quantizers.twin import (
 from hwsim.quantize.quantizers.uniform import HeadGrid, UniformGrid
 from hwsim.quantize.weights import QuantizedWeight, SymmetricWeights
 
-
 # The candidate of each group; None keeps the first value.
 Choice = tuple[int | None, ...]
 

@@ -148,9 +148,7 @@ def _check_gradient(graph: FloatGraph, name: str, gradient: Tensor) -> None:
         )
 
 
-def passes(
-    graph: FloatGraph, nodes: Sequence[FloatNode], images: int, device: torch.device
-) -> list[list[FloatNode]]:
+def passes(graph: FloatGraph, nodes: Sequence[FloatNode], images: int, device: torch.device) -> list[list[FloatNode]]:
     """The nodes in groups whose records fit into memory together."""
     limit = BYTES_AT_ONCE.get(device.type, BYTES_ON_ACCELERATOR)
     result: list[list[FloatNode]] = []

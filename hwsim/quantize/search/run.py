@@ -149,9 +149,7 @@ class _State:
             if name in self.weights
         }
         loss = self.divergence if self.done else self.drawn
-        return record(
-            self.interpreter, self.images, [node], self._loss(loss), quantize=quantize, parameters=parameters
-        )
+        return record(self.interpreter, self.images, [node], self._loss(loss), quantize=quantize, parameters=parameters)
 
     def settle_all(
         self, nodes: list[FloatNode], records: dict[str, Record], progress: Callable[[int], None] | None
