@@ -118,6 +118,19 @@ class ReleasedTwinSoftmaxGrid:
     def record(self) -> dict[str, Any]:
         return {"shift": self.shift, "as_released": True}
 
+    def emit_softmax(self, builder: ProgramBuilder, node: FloatNode) -> None:
+        """Refuse: a code would hold both ranges.
+
+        Raises
+        ------
+        HwsimError
+            Always.
+        """
+        raise HwsimError(
+            f"{node.name}: the released twin softmax adds both ranges, so that no integer program has it; "
+            "calibrate without --as-released"
+        )
+
 
 @dataclass(frozen=True)
 class TwinGeluGrid:

@@ -92,8 +92,8 @@ def _cosine_distance(expected: Tensor, output: Tensor, groups: int) -> Tensor:
     if features == 1:
         # One feature has no direction; its tokens have.
         return -functional.cosine_similarity(expected, output, dim=1).sum(dim=0).double()
-    split = [x.unflatten(-1, (groups, features)) for x in (expected, output)]
-    return -functional.cosine_similarity(*split, dim=-1).mean(dim=1).sum(dim=0).double()
+    mine, theirs = (x.unflatten(-1, (groups, features)) for x in (expected, output))
+    return -functional.cosine_similarity(mine, theirs, dim=-1).mean(dim=1).sum(dim=0).double()
 
 
 def alternate(product: Product, search: ScaleSearch) -> None:

@@ -36,8 +36,10 @@ class Operand(Protocol):
         Parts of the output whose candidates are chosen apart: heads or groups of weights.
     """
 
-    count: int
     groups: int
+
+    @property
+    def count(self) -> int: ...
 
     def candidate(self, index: int, part: slice) -> Tensor:
         """Fake-quantized values with one candidate everywhere, of some images."""
@@ -87,9 +89,12 @@ class Activation:
         self.values = values
         self.grid = grid
         self.candidates = candidates
-        self.count = len(candidates)
         self._first = grid
         self.groups = len(grid.scale) if isinstance(grid, HeadGrid) else 1
+
+    @property
+    def count(self) -> int:
+        return len(self.candidates)
 
     def candidate(self, index: int, part: slice) -> Tensor:
         grid = self.candidates[index]
