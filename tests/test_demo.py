@@ -13,7 +13,7 @@ from golden.errors import HwsimError
 from golden.vectors import read_vectors
 from hwsim.cli import demo, main
 from hwsim.cli.demo import hardware, software
-from hwsim.execute import numba_kernels
+from hwsim.execute import product_kernels
 from hwsim.program import load_program
 from rtl import catalog
 from sim_tests.compare import Mismatch
@@ -170,7 +170,7 @@ def test_executors_that_differ_are_counted(small_program, small_images, monkeypa
     assert good.points == len(small_program.nodes)
     assert good.values == 2 * sum(int(np.prod(small_program.shape(node.name))) for node in small_program.nodes)
     last = small_program.nodes[-1]
-    build = numba_kernels.KERNELS[last.spec.kind]
+    build = product_kernels.KERNELS[last.spec.kind]
 
     def wrong(spec, constants):
         kernel = build(spec, constants)
@@ -183,7 +183,7 @@ def test_executors_that_differ_are_counted(small_program, small_images, monkeypa
 
         return flipped
 
-    monkeypatch.setitem(numba_kernels.KERNELS, last.spec.kind, wrong)
+    monkeypatch.setitem(product_kernels.KERNELS, last.spec.kind, wrong)
     bad = software.compare_executors(small_program, small_images[:2])
     assert bad.mismatches == 1
     assert f"{last.name} ({last.spec.kind}): image 1, element [0, 3]" in bad.first_mismatch

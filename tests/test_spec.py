@@ -20,6 +20,7 @@ from golden.requantize import RequantizeSpec
 from golden.softmax import SoftmaxSpec
 from golden.spec import IntFormat, spec_from_dict, spec_kinds
 from golden.token_mean import TokenMeanSpec
+from golden.twin import TwinLinearSpec, TwinMatmulSpec, TwinQuantizeSpec
 from golden.windows import ShiftMaskSpec, WindowBiasSpec
 
 ACCUMULATOR = RequantizeSpec(
@@ -57,6 +58,11 @@ SPECS = [
     ),
     ShiftMaskSpec(height=14, width=14, window=7, shift=3, bits=8, output_bits=10),
     TokenMeanSpec(tokens=49, bits=8, requantize=ACCUMULATOR),
+    TwinQuantizeSpec(probability_bits=16, code_bits=8),
+    TwinMatmulSpec(code_bits=8, value_bits=8, row_length=50, requantize=ACCUMULATOR),
+    TwinLinearSpec(
+        input_features=4, output_features=3, input_bits=8, weight_bits=8, bias_bits=20, requantize=ACCUMULATOR
+    ),
 ]  # fmt: skip
 
 
