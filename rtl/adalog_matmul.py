@@ -16,7 +16,7 @@ from rtl.adalog_tables import AdaLogTables, check_covered, cut_bits, table_entri
 from rtl.digit_multiplier import DigitMultiplier
 from rtl.pipeline import Pipeline
 from rtl.shift_accumulate import ShiftAccumulate, check_accumulator, widest_accumulator
-from rtl.stream import check_equal, row_signature, shape_of, write_signature
+from rtl.stream import check_equal, check_one_head, row_signature, shape_of, write_signature
 
 
 class AdaLogMatmul(wiring.Component):
@@ -58,6 +58,7 @@ class AdaLogMatmul(wiring.Component):
     equal_fields = ("code_bits", "value_bits")
 
     def __init__(self, spec: AdaLogMatmulSpec, *, lanes: int = 1, constants: Constants | None = None):
+        check_one_head([spec])
         self.spec, self.lanes = spec, lanes
         self.loadable = constants is None
         checked = None if constants is None else spec.check_constants(constants)
@@ -98,6 +99,7 @@ class AdaLogMatmul(wiring.Component):
             The layers differ in a field of `equal_fields`, or all together exceed the limits of the spec.
         """
         specs = [spec for spec, _ in layers]
+        check_one_head(specs)
         check_equal(specs, cls.equal_fields)
         guard_bits = max(spec.guard_bits for spec in specs)
         spec = dataclasses.replace(

@@ -13,7 +13,7 @@ from amaranth.lib.wiring import In, Out
 from golden.log2_matmul import Log2MatmulSpec
 from golden.spec import Constants
 from rtl.shift_accumulate import ShiftAccumulate, check_accumulator, widest_accumulator
-from rtl.stream import check_equal, row_signature, shape_of, write_signature
+from rtl.stream import check_equal, check_one_head, row_signature, shape_of, write_signature
 
 ZERO_V_ADDRESS = 0
 
@@ -53,6 +53,7 @@ class Log2Matmul(wiring.Component):
     equal_fields = ("code_bits", "value_bits", "beyond")
 
     def __init__(self, spec: Log2MatmulSpec, *, lanes: int = 1, constants: Constants | None = None):
+        check_one_head([spec])
         self.spec, self.lanes = spec, lanes
         self.loadable = constants is None
         self._zero_v = 0 if constants is None else int(spec.check_constants(constants)["zero_v"])
@@ -80,6 +81,7 @@ class Log2Matmul(wiring.Component):
             The layers differ in a field of `equal_fields`.
         """
         specs = [spec for spec, _ in layers]
+        check_one_head(specs)
         check_equal(specs, cls.equal_fields)
         widest = widest_accumulator([spec.requantize for spec in specs])
         longest = max(spec.row_length for spec in specs)

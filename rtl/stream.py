@@ -101,3 +101,19 @@ def check_equal(specs: Sequence[Spec], fields: Sequence[str]) -> None:
             raise HwsimError(
                 f"one {specs[0].kind} unit cannot serve layers with {field} {' and '.join(values)}; build one for each"
             )
+
+
+def check_one_head(specs: Sequence[Any]) -> None:
+    """Refuse matrix products whose values have a grid of their own for each head; units have one for all.
+
+    Raises
+    ------
+    HwsimError
+        Names the field and its value.
+    """
+    for spec in specs:
+        if spec.heads != 1:
+            raise HwsimError(
+                f"a {spec.kind} unit takes heads 1, not {spec.heads}: one zero_v and scale for all heads; "
+                "give query, key and value one scale a tensor, or build and load one unit a head"
+            )

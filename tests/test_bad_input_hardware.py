@@ -46,6 +46,18 @@ def test_sums_that_are_too_wide() -> None:
         replace(example("log_softmax").spec, polynomial_bits=32, fraction_bits=16, row_length=1 << 14)
 
 
+@pytest.mark.parametrize("kind", ["adalog_matmul", "log2_matmul"])
+def test_values_with_a_grid_for_each_head(kind: str) -> None:
+    layer = example(kind)
+    spec = replace(layer.spec, heads=3, requantize=replace(layer.spec.requantize, channels=3))
+    for build in (
+        lambda: catalog.covering([(spec, layer.constants)], lanes=1),
+        lambda: catalog.UNITS[kind].unit(spec, lanes=1),
+    ):
+        with pytest.raises(HwsimError, match=f"a {kind} unit takes heads 1, not 3"):
+            build()
+
+
 def vectors(folder: Path) -> Path:
     layer = example("lookup")
     rows = layer.rows(4, 5, 1, np.random.default_rng(0))
