@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import date
 from pathlib import Path
@@ -187,10 +187,3 @@ def markdown(network: str, rows: list[RowResult], command: str) -> str:
             cells = f"{row.integer_top1:.2f} | {row.integer_top1 - row.fake_quant_top1:+.2f}"
         lines.append(f"| {row.label} | {row.fake_quant_top1:.2f} | {cells} |")
     return "\n".join([*lines, ""])
-
-
-def published_tables() -> Mapping[str, Callable[[int], dict[str, Recipe]]]:
-    """The tables by name: from the images a calibration batch to recipes by row label."""
-    from hwsim.quantize import recipes
-
-    return recipes.TABLES

@@ -2,20 +2,12 @@
 
 from pathlib import Path
 
-import pytest
-
-from golden.errors import HwsimError
 from sim_tests import mutation
 from sim_tests.equivalence import Equivalence
-from sim_tests.formal.solver import find_programs
 from sim_tests.test_bulk import layer_of
 
 
 def test_survivors_are_proven_and_faults_are_not(build_dir: Path) -> None:
-    try:
-        find_programs()
-    except HwsimError as missing:
-        pytest.skip(str(missing))
     result = mutation.run_mutation(
         [layer_of("lookup")], name="lookup", lanes=2, count=24, seed=1, build_dir=build_dir, prove=True
     )

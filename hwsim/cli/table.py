@@ -5,6 +5,7 @@ from __future__ import annotations
 import fnmatch
 import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import click
@@ -56,12 +57,12 @@ def table_command(
     network or images measures again.
     """
     from golden.files import write_atomically
-    from hwsim.tables import ResultTable, frame, markdown, published_tables
+    from hwsim.quantize.recipes import TABLES
+    from hwsim.tables import ResultTable, frame, markdown
 
-    tables = published_tables()
-    if name not in tables:
-        raise HwsimError(f"there is no table {name!r}; choose one of {', '.join(tables)}")
-    recipes = tables[name](batch)
+    if name not in TABLES:
+        raise HwsimError(f"there is no table {name!r}; choose one of {', '.join(TABLES)}")
+    recipes = TABLES[name](batch)
     chosen = {
         label: recipe
         for label, recipe in recipes.items()
@@ -123,7 +124,7 @@ class _Stages:
     def __exit__(self, *details: object) -> None:
         self.bars.stop()
 
-    def stage(self, label: str, total: int):  # type: ignore[no-untyped-def]
+    def stage(self, label: str, total: int) -> Callable[[int], None]:
         """Begin a stage; what it gives is called with the number of images done."""
         self.bars.reset(self.images, description=label, total=total)
         return lambda count: self.bars.advance(self.images, count)

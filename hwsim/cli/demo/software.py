@@ -17,6 +17,7 @@ from hwsim.networks.graph import FloatNode
 from hwsim.program import Program
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.fake_quant import FakeQuantNetwork
+from hwsim.quantize.quantizers.log2 import Log2Grid
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwoGrid
 from hwsim.report import (
     Accuracy,
@@ -114,7 +115,9 @@ def count_codes(
         grid = calibration.uniform_grid(node.inputs[0])
         scores.append(CodeCounts(node.inputs[0], tuple(counts[node.inputs[0]].tolist()), grid.scale, grid.zero_point))
         # The format is one bit wider than the codes and their zero symbol need.
-        symbols = calibration.grid(node.name).zero_symbol + 1  # type: ignore[union-attr]
+        outgoing = calibration.grid(node.name)
+        assert isinstance(outgoing, Log2Grid)  # the nodes are those of Log-Int-Softmax
+        symbols = outgoing.zero_symbol + 1
         attention.append(CodeCounts(node.name, tuple(counts[node.name][:symbols].tolist())))
     return tuple(scores), tuple(attention)
 
