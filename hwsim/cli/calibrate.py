@@ -65,7 +65,7 @@ def calibrate_command(
     recipe = make_recipe(**recipe_values)
     graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
     _, program = calibrated(graph, image_set, recipe)
-    path = output or BUILD / "programs" / f"{graph.name}-{recipe.name.replace(' ', '-').replace('/', '-')}.safetensors"
+    path = output or BUILD / "programs" / f"{graph.name}-{recipe.file_name}.safetensors"
     save_program(program, path)
     rows: dict[str, list[Any]] = {}
     for node in program.nodes:

@@ -69,12 +69,22 @@ recipe_options = with_options(
         help="fq-vit: quantizer of the softmax, auto, lis, uniform or adalog; auto is lis up to 5 bits, uniform above.",
     ),
     click.option(
+        "--range",
+        help="fq-vit: observer of the uniform activations, minmax, ema, percentile or omse.  [default: minmax]",
+    ),
+    click.option(
         "--metric",
         help="base-ptq, ptq4vit: what the search compares outputs by, hessian, mse or cosine.  "
         "[default: cosine for base-ptq, hessian for ptq4vit]",
     ),
     click.option("--mode", help="base-ptq, ptq4vit: parallel or sequential calibration.  [default: parallel]"),
     click.option("--rounds", type=int, help="base-ptq, ptq4vit: turns of each operand.  [default: 1; 3]"),
+    click.option(
+        "--search-seed",
+        "seed_of_search",
+        type=int,
+        help="base-ptq, ptq4vit: of the classes drawn for the gradients.  [default: 0]",
+    ),
     click.option(
         "--as-released/--corrected",
         default=None,
@@ -87,6 +97,20 @@ recipe_options = with_options(
         "calibration_batch",
         type=click.IntRange(1),
         help="Images a calibration batch.  [default: 100 for fq-vit, 32 for the others]",
+    ),
+    click.option(
+        "--point",
+        "points_at",
+        multiple=True,
+        metavar="ROLE=QUANTIZER",
+        help='Another quantizer at the points of a role, such as "gelu=uniform:6,range=omse", "residual=pts:8" or '
+        '"hidden=float".',
+    ),
+    click.option(
+        "--weights-at",
+        multiple=True,
+        metavar="ROLE=BITS",
+        help='Another width of the weights whose output has the role, such as "patch=8".',
     ),
     click.option(
         "--set",
@@ -114,13 +138,20 @@ evaluation_options = with_options(
 )
 
 
-def make_recipe(recipe: str, lowering: tuple[str, ...], **options: Any) -> Recipe:
+def make_recipe(
+    recipe: str,
+    lowering: tuple[str, ...] = (),
+    points_at: tuple[str, ...] = (),
+    weights_at: tuple[str, ...] = (),
+    seed_of_search: int | None = None,
+    **options: Any,
+) -> Recipe:
     """The recipe that the options describe; options that are None keep the recipe's own value.
 
     Raises
     ------
     HwsimError
-        Unknown recipe or field, an option that the recipe does not have, or a value out of range.
+        Unknown recipe, role or field, an option that the recipe does not have, or a value out of range.
     """
     import inspect
     from dataclasses import fields
@@ -140,12 +171,39 @@ def make_recipe(recipe: str, lowering: tuple[str, ...], **options: Any) -> Recip
             values[name] = value if kinds[name] == "str" else int(value)
         except ValueError:
             raise HwsimError(f"--set {setting}: {name} must be an integer, not {value!r}") from None
+    options["seed"] = seed_of_search
     given = {name: value for name, value in options.items() if value is not None}
     known = inspect.signature(RECIPES[recipe]).parameters
     for name in given:
         if name not in known:
             raise HwsimError(f"recipe {recipe} has no {name.replace('_', ' ')}; leave that option out")
-    return RECIPES[recipe](**given, lowering=Lowering(**values))
+    return _with_parts(RECIPES[recipe](**given, lowering=Lowering(**values)), points_at, weights_at)
+
+
+def _with_parts(recipe: Recipe, points: tuple[str, ...], weights_at: tuple[str, ...]) -> Recipe:
+    """A recipe with other quantizers and weights at some roles; its name tells them."""
+    from dataclasses import replace
+
+    from hwsim.quantize.quantizers import parse_quantizer
+
+    at, widths, name = dict(recipe.points), dict(recipe.weights_at), recipe.name
+    for setting in points:
+        role, assigned, quantizer = setting.partition("=")
+        if not assigned:
+            raise HwsimError(f"--point {setting}: write ROLE=QUANTIZER, such as gelu=uniform:6")
+        if quantizer == "float":
+            if at.pop(role, None) is None:
+                raise HwsimError(f"--point {setting}: {recipe.name} has quantizers at {', '.join(at)}")
+        else:
+            at[role] = parse_quantizer(quantizer)
+        name += f" {setting}"
+    for setting in weights_at:
+        role, _, bits = setting.partition("=")
+        if not bits.isdecimal():
+            raise HwsimError(f"--weights-at {setting}: write ROLE=BITS, such as patch=8")
+        widths[role] = replace(recipe.weights_of(role), bits=int(bits))
+        name += f" {role}=w{bits}"
+    return replace(recipe, name=name, points=at, weights_at=widths)
 
 
 def read_images(

@@ -42,6 +42,32 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
+# What a point can be; recipes choose quantizers by it. Query, key and value are parts of the joint projection, for
+# recipes that quantize each operand of a matrix product on its own.
+ROLES = (
+    "input",
+    "patch",
+    "embed",
+    "position",
+    "residual",
+    "norm",
+    "qkv",
+    "query",
+    "key",
+    "value",
+    "scores",
+    "table",
+    "biased scores",
+    "attention",
+    "context",
+    "projection",
+    "hidden",
+    "gelu",
+    "mlp",
+    "feature",
+    "logits",
+)
+
 # Operations that move values and leave them on the grid of their input. A shift mask moves what it masks out of
 # reach and leaves the rest alone.
 MOVEMENTS = frozenset(
@@ -71,8 +97,8 @@ class FloatNode:
     operation : str
         A key of `OPERATIONS`.
     role : str
-        What kind of point the output is ("residual", "scores", ...); recipes choose the
-        quantizer by it. Empty for points that no recipe quantizes (data movement).
+        What kind of point the output is, one of `ROLES`; recipes choose the quantizer by it. Empty
+        for points that no recipe quantizes (data movement).
     inputs : tuple of str
         Names of the operands.
     parameters : mapping of str to float32 array
@@ -90,6 +116,8 @@ class FloatNode:
         parameters, attributes = OPERATIONS[self.operation]
         if set(self.parameters) != set(parameters) or set(self.attributes) != set(attributes):
             raise TypeError(f"{self.name}: {self.operation} takes {parameters} and {attributes}")
+        if self.role and self.role not in ROLES:
+            raise TypeError(f"{self.name}: the role {self.role!r} is not in ROLES")
 
 
 @dataclass(frozen=True)

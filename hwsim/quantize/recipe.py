@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from golden.errors import HwsimError
+from hwsim.networks.graph import ROLES
 from hwsim.quantize.quantizers.adalog import AdaLog
 from hwsim.quantize.quantizers.log2 import Log2
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
@@ -73,6 +75,11 @@ class Recipe:
     lowering : Lowering
     search : ScaleSearch, optional
         Refines the scales by the error of every layer's output, see `hwsim.quantize.search`.
+
+    Raises
+    ------
+    HwsimError
+        A role that no point has.
     """
 
     name: str
@@ -82,6 +89,18 @@ class Recipe:
     calibration_batch: int = 100
     lowering: Lowering = field(default_factory=Lowering)
     search: ScaleSearch | None = None
+
+    def __post_init__(self) -> None:
+        for role in (*self.points, *self.weights_at):
+            if role not in ROLES:
+                raise HwsimError(
+                    f"recipe {self.name}: no point has the role {role!r}; choose one of {', '.join(ROLES)}"
+                )
+
+    @property
+    def file_name(self) -> str:
+        """The name with nothing in it that a file name should not have."""
+        return re.sub(r"[^\w.]+", "-", self.name)
 
     def weights_of(self, role: str) -> SymmetricWeights:
         """Weights of a layer whose output has a role."""

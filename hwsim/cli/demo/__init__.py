@@ -195,4 +195,4 @@ def run_demo(
 
 
 def _file_name(recipe: Recipe) -> str:
-    return f"{EMBEDDED}-{recipe.name.replace(' ', '-').replace('/', '-')}"
+    return f"{EMBEDDED}-{recipe.file_name}"

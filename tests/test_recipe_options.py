@@ -1,0 +1,72 @@
+"""Recipes put together on the command line."""
+
+from typing import Any
+
+import pytest
+
+from golden.errors import HwsimError
+from hwsim.cli.source import make_recipe
+from hwsim.networks.graph import ROLES, FloatNode
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
+from hwsim.quantize.quantizers.twin import TwinSoftmax
+from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.weights import SymmetricWeights
+
+
+def test_parts_of_several_systems() -> None:
+    recipe = make_recipe(
+        "fq-vit",
+        bits="8/8/8",
+        range="percentile",
+        points_at=("attention=twin-softmax:6", "gelu=uniform:6,range=omse", "logits=float"),
+        weights_at=("patch=4",),
+        lowering=("hidden_bits=14",),
+    )
+    assert recipe.points["attention"] == TwinSoftmax(6)
+    assert recipe.points["gelu"] == Uniform(6, "omse")
+    assert recipe.points["qkv"] == Uniform(8, "percentile")
+    assert recipe.points["residual"] == PowerOfTwo(8)
+    assert "logits" not in recipe.points
+    assert recipe.weights_of("patch") == SymmetricWeights(4)
+    assert recipe.weights_of("qkv") == SymmetricWeights(8)
+    assert recipe.lowering.hidden_bits == 14
+    assert recipe.name.endswith("attention=twin-softmax:6 gelu=uniform:6,range=omse logits=float patch=w4")
+    assert recipe.file_name == (
+        "fq-vit-8-8-8-pts-uniform-percentile-attention-twin-softmax-6-gelu-uniform-6-range-omse-logits-float-patch-w4"
+    )
+
+
+def test_weights_keep_their_groups() -> None:
+    assert make_recipe("ptq4vit", weights_at=("qkv=6",)).weights_of("qkv") == SymmetricWeights(6, groups=3)
+
+
+def test_seed_of_the_search() -> None:
+    recipe = make_recipe("ptq4vit", seed_of_search=7)
+    assert recipe.search is not None
+    assert recipe.search.seed == 7
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"points_at": ("gleu=uniform:6",)}, "no point has the role 'gleu'; choose one of input, patch"),
+        ({"weights_at": ("pach=6",)}, "no point has the role 'pach'"),
+        ({"points_at": ("gelu",)}, "--point gelu: write ROLE=QUANTIZER"),
+        ({"points_at": ("gelu=unifrm:6",)}, "there is no 'unifrm'; choose one of uniform"),
+        ({"points_at": ("hidden=float",)}, "--point hidden=float: fq-vit 8/8/4 pts lis has quantizers at input"),
+        ({"weights_at": ("patch=six",)}, "--weights-at patch=six: write ROLE=BITS"),
+        ({"weights_at": ("patch=17",)}, "weights take 2 to 16 bits, not 17"),
+        ({"range": "median"}, "no range observer 'median'"),
+        ({"seed_of_search": 1}, "recipe fq-vit has no seed"),
+    ],
+)
+def test_what_no_recipe_can_be(options: dict[str, Any], said: str) -> None:
+    with pytest.raises(HwsimError, match=said):
+        make_recipe("fq-vit", **options)
+
+
+def test_a_graph_has_known_roles_alone() -> None:
+    with pytest.raises(TypeError, match="the role 'gleu' is not in ROLES"):
+        FloatNode("mlp.gelu", "gelu", "gleu", ("mlp.fc1",))
+    Recipe("all", SymmetricWeights(8), dict.fromkeys(ROLES, Uniform(8)))
