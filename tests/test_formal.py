@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from amaranth.hdl import Fragment, Module, Mux, Signal, signed
+from amaranth.hdl import Const, Fragment, Module, Mux, Signal, signed, unsigned
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from click.testing import CliRunner
@@ -18,7 +18,7 @@ from hwsim.cli import cli
 from rtl import catalog
 from rtl.verilog import export
 from sim_tests.formal import solver
-from sim_tests.formal.adders import narrowings
+from sim_tests.formal.adders import Narrowing, narrowings
 from sim_tests.formal.bench import BENCH, UNIT, Bench
 from sim_tests.formal.cases import cases, full_size
 from sim_tests.formal.dependence import ready_reaches
@@ -176,6 +176,29 @@ def test_only_what_is_named_goes_without_a_proof_and_is_not_called_proven():
     assert methods == dict.fromkeys(INTENDED["layernorm"], "intended") | dict.fromkeys(ARGUED["layernorm"], "argued")
     results = {claim.partition(":")[0]: result for claim, _, result in settled(found, case.spec)}
     assert (results["deviation_0"], results["variance.difference"]) == ("argued", "intended wrap")
+
+
+@pytest.mark.parametrize("bits", [3, 2])
+def test_the_code_adder_counts_all_ones_as_minus_one_and_must_not_lose_a_bit_of_live_data(bits):
+    from stream_bench import evaluate
+
+    base, octave, live = Signal(3, name="base"), Signal(2, name="octave"), Signal(name="live")
+    adder = Narrowing("ratio.base_0", "", "adder", base + octave, Const(1, 1), unsigned(bits))
+    holds = ARGUED["log_softmax"]["ratio.base_0"].holds(adder, live)
+    cases = np.array(list(itertools.product(range(8), range(4), range(2))))
+    found = evaluate([holds], list(zip((base, octave, live), cases.T.tolist(), strict=True)))
+    numbers = np.where(cases[:, 0] == 7, -1, cases[:, 0]) + cases[:, 1]
+    fits = (numbers >= 0) & (numbers < 1 << bits)
+    assert np.array_equal(np.array(found)[:, 0] & 1, ~cases[:, 2].astype(bool) | fits)
+
+
+def test_a_sum_below_its_own_exponential_is_refuted(tmp_path):
+    # A base of -1 counts on a sum of at least E: with wrong exponentials there is live data that breaks that.
+    unit = cases()["log_softmax"].baked()
+    for address in range(1 << unit.spec.score_bits):
+        unit._baked[address] = 1
+    found = solve(Job("job", "bmc", 20, {"bench.il": instrumented(unit, BENCH, None)}, BENCH), tmp_path)
+    assert found.result == "refuted" and "adder ratio base" in found.reason
 
 
 def test_bounds_that_are_a_precondition_are_called_so():

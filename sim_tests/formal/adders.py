@@ -63,7 +63,17 @@ def narrowings(fragment: Fragment, path: str = "") -> Iterator[Narrowing]:
         yield from narrowings(part, f"{path}{name}.")
 
 
-Condition = Callable[[Narrowing, Mapping[str, Signal]], "Value | None"]
+Condition = Callable[[Narrowing], "Value | None"]
+
+
+def signals_of(fragment: Fragment) -> dict[str, Signal]:
+    """The signals that a unit or part reads or writes itself, by name."""
+    return {
+        signal.name: signal
+        for statements in fragment.statements.values()
+        for statement in statements
+        for signal in (*statement._rhs_signals(), *statement._lhs_signals())
+    }
 
 
 def instrument(
@@ -77,19 +87,14 @@ def instrument(
     Parameters
     ----------
     condition : callable
-        From a narrowing and the signals of its part by name to what must be high for it to keep its value; None
-        for no assertion. It stands beside the assignment, under the same conditions.
+        From a narrowing to what must hold there; None for no assertion. It stands beside the assignment, under
+        the same conditions.
     claims : callable
         From the signals of a part to what holds there at all times, with a text each.
     """
-    signals = {
-        signal.name: signal
-        for statements in fragment.statements.values()
-        for statement in statements
-        for signal in (*statement._rhs_signals(), *statement._lhs_signals())
-    }
+    signals = signals_of(fragment)
     for domain, statements in list(fragment.statements.items()):
-        fragment.statements[domain] = _instrumented(statements, condition, signals, path)
+        fragment.statements[domain] = _instrumented(statements, condition, path)
     for text, claim in claims(signals):
         fragment.add_statements("comb", Assert(claim, path + text))
     for part, name, _ in fragment.subfragments:
@@ -97,24 +102,22 @@ def instrument(
             instrument(part, condition, claims, f"{path}{name}.")
 
 
-def _instrumented(
-    statements: _StatementList, condition: Condition, signals: Mapping[str, Signal], path: str
-) -> _StatementList:
+def _instrumented(statements: _StatementList, condition: Condition, path: str) -> _StatementList:
     result = _StatementList()
     for statement in statements:
         if isinstance(statement, Switch):
             cases = [
-                (patterns, _instrumented(inner, condition, signals, path), location)
+                (patterns, _instrumented(inner, condition, path), location)
                 for patterns, inner, location in statement.cases
             ]
             statement = Switch(statement.test, cases, src_loc=statement.src_loc)
         result.append(statement)
         if isinstance(statement, Assign):
             for found in _in_assignment(statement, path):
-                must = condition(found, signals)
+                must = condition(found)
                 if must is not None:
                     text = f"{found.operator} {found.name} overflows ({found.line})"
-                    claim = Assert(~must | found.fits, text)
+                    claim = Assert(must, text)
                     claim._MustUse__used = True
                     result.append(claim)
     return result

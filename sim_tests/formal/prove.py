@@ -180,13 +180,13 @@ class Prover:
                 proofs.append(Proof(f"{kind} {name}", claim, "structure", None, "proven", seconds))
         unit = self.case.baked()
         model = overflow.instrumented(unit, BENCH, None)
-        depth = self.depth or self.case.depth
+        depth = self.depth or self.case.overflow_depth or self.case.depth
         job = Job(f"{kind}-overflow-small", "bmc", depth, {"bench.il": model}, BENCH)
         claim = "no overflow, but for intended wraps"
         if kind in overflow.BY_ROW_LENGTH:
             claim += f" and {overflow.BY_ROW_LENGTH[kind]}, whose rows are endless here"
         if kind in overflow.ARGUED:
-            claim += f"; {_names(sorted(overflow.ARGUED[kind]))} while valid"
+            claim += f"; {_names(sorted(overflow.ARGUED[kind]))} of live data"
         proofs.append(self._proof(f"{kind} small", claim, job))
         return proofs
 
