@@ -10,7 +10,7 @@ import pytest
 
 from conftest import small_distilled, small_model, small_swin
 from golden.errors import HwsimError
-from hwsim.networks import build, embedded
+from hwsim.networks import build, embedded, swin_transformer, vision_transformer
 from hwsim.networks.load import float_graph, load_network
 
 torch = pytest.importorskip("torch")
@@ -47,8 +47,9 @@ def test_structure_of_the_published_networks(name: str, monkeypatch: pytest.Monk
     def without_values(tensor: Any) -> np.ndarray:
         return np.broadcast_to(np.float32(0), tuple(tensor.shape))
 
-    for module in ("build", "swin_transformer", "vision_transformer"):
-        monkeypatch.setattr(f"hwsim.networks.{module}.array", without_values)
+    # Imported at the top: a module that is first imported while another is patched would keep the patch.
+    for module in (build, swin_transformer, vision_transformer):
+        monkeypatch.setattr(module, "array", without_values)
     with torch.device("meta"):
         model = timm.create_model(name).eval()
     graph = float_graph(model, name, **MEAN_STD)
