@@ -44,10 +44,17 @@ def adalog_tables(code_bits: int, q: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def adalog_thresholds(code_bits: int, q: int, scale: Fraction) -> np.ndarray:
-    """Largest input integer whose code is above c, for ``c = 0 .. 2**code_bits - 1``.
+    """`log_thresholds` of base ``2**(q/37)``."""
+    return log_thresholds(code_bits, Fraction(q, BASE_DENOMINATOR), scale)
+
+
+def log_thresholds(code_bits: int, exponent: Fraction, scale: Fraction) -> np.ndarray:
+    """Largest input integer whose code is above c, for ``c = 0 .. 2**code_bits - 1``; code A stands for ``base**-A``.
 
     Parameters
     ----------
+    exponent : Fraction
+        log2 of the base; 1/2 makes RepQ-ViT's log-sqrt2 codes.
     scale : Fraction
         The input that code 0 stands for (scale of the quantizer over the step of the input).
 
@@ -55,18 +62,18 @@ def adalog_thresholds(code_bits: int, q: int, scale: Fraction) -> np.ndarray:
     -------
     ndarray of int64 [2**code_bits]
         ``code = count of thresholds >= x``; all of them is the zero symbol. Exact: the code is
-        ``round_half_even(-log2(x/scale) * 37/q)``, so x has a code above c when
-        ``(x/scale)**74 < 2**-((2c+1)q)``, or is equal and c is odd.
+        ``round_half_even(-log2(x/scale) / exponent)``, so with ``exponent = q/r`` x has a code above c when
+        ``(x/scale)**(2r) < 2**-((2c+1)q)``, or is equal and c is odd.
     """
-    power = 2 * BASE_DENOMINATOR
+    power = 2 * exponent.denominator
     thresholds = []
     for code in range(1 << code_bits):
-        exponent = (2 * code + 1) * q
-        # floor of the 74th root of scale**74 / 2**exponent, from a float first guess and exact steps.
-        guess = int(float(scale) * 2.0 ** (-exponent / power))
+        octaves = (2 * code + 1) * exponent.numerator
+        # floor of the root of scale**power / 2**octaves, from a float first guess and exact steps.
+        guess = int(float(scale) * 2.0 ** (-octaves / power))
 
-        def above(x: int, exponent: int = exponent, code: int = code) -> bool:
-            left = x**power * scale.denominator**power << exponent
+        def above(x: int, octaves: int = octaves, code: int = code) -> bool:
+            left = x**power * scale.denominator**power << octaves
             right = scale.numerator**power
             return left < right or (left == right and code % 2 == 1)
 

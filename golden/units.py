@@ -2,11 +2,14 @@
 
 from golden import (
     adalog,
+    adalog_linear,
     add,
+    asymmetric_linear,
     layernorm,
     linear,
     log2_matmul,
     log_softmax,
+    log_sqrt2,
     lookup,
     matmul,
     rearrange,
@@ -19,11 +22,14 @@ from golden import (
 
 __all__ = [
     "adalog",
+    "adalog_linear",
     "add",
+    "asymmetric_linear",
     "layernorm",
     "linear",
     "log2_matmul",
     "log_softmax",
+    "log_sqrt2",
     "lookup",
     "matmul",
     "rearrange",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ import numpy as np
 from golden.errors import HwsimError
 from golden.files import write_atomically
 from hwsim.data import ImageSet
+from hwsim.identity import digest_of
 from hwsim.networks.graph import FloatGraph
 from hwsim.quantize.recipe import Recipe
 
@@ -42,6 +44,8 @@ class RowResult:
         Why there is none.
     measured : str
         Date.
+    calibration_seconds : float
+        Of the clock.
     """
 
     label: str
@@ -53,6 +57,7 @@ class RowResult:
     integer_top1: float | None
     note: str
     measured: str
+    calibration_seconds: float = field(compare=False)
 
 
 class ResultTable:
@@ -96,14 +101,7 @@ class ResultTable:
         self.folder = folder
         self.device = device
         self._float_top1: float | None = None
-        digest = hashlib.sha256(code.encode())
-        for node in graph.nodes:
-            digest.update(node.name.encode())
-            for name in sorted(node.parameters):
-                digest.update(np.ascontiguousarray(node.parameters[name]).data)
-        for array in (calibration, evaluation.images, evaluation.labels):
-            digest.update(np.ascontiguousarray(array).data)
-        self._setting = digest.hexdigest()
+        self._setting = digest_of(code, graph, (calibration, evaluation.images, evaluation.labels))
 
     def _path(self, label: str, recipe: Recipe) -> Path:
         key = hashlib.sha256(f"{self._setting} {label} {recipe!r}".encode()).hexdigest()[:16]
@@ -139,7 +137,9 @@ class ResultTable:
             logits = predict(Interpreter(self.graph, self.device), images, progress=progress("float", len(images)))
             self._float_top1 = top1(logits, labels)
         done = progress(f"{label}: calibrating", len(self.calibration))
+        start = time.perf_counter()
         calibration = calibrate(self.graph, self.calibration, recipe, device=self.device, progress=done)
+        seconds = time.perf_counter() - start
         done = progress(f"{label}: fake-quantized", len(images))
         fake = top1(FakeQuantNetwork(calibration, self.device).predict(images, progress=done), labels)
         integer, note = None, ""
@@ -160,6 +160,7 @@ class ResultTable:
             integer_top1=integer,
             note=note,
             measured=date.today().isoformat(),
+            calibration_seconds=round(seconds, 1),
         )
 
 
@@ -177,13 +178,13 @@ def markdown(network: str, rows: list[RowResult], command: str) -> str:
         f"{network}: {first.calibration_images} calibration images, top-1 in percent of {first.images} images, "
         f"float {first.float_top1:.2f}. Measured {max(row.measured for row in rows)} with `{command}`.",
         "",
-        "| | fake-quantized | integer | difference |",
-        "|---|--:|--:|--:|",
+        "| | fake-quantized | integer | difference | calibration, s |",
+        "|---|--:|--:|--:|--:|",
     ]
     for row in rows:
         if row.integer_top1 is None:
             cells = f"- | {row.note}"
         else:
             cells = f"{row.integer_top1:.2f} | {row.integer_top1 - row.fake_quant_top1:+.2f}"
-        lines.append(f"| {row.label} | {row.fake_quant_top1:.2f} | {cells} |")
+        lines.append(f"| {row.label} | {row.fake_quant_top1:.2f} | {cells} | {row.calibration_seconds:.0f} |")
     return "\n".join([*lines, ""])

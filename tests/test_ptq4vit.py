@@ -13,8 +13,10 @@ import torch
 from golden.errors import HwsimError
 from hwsim.audit import audit
 from hwsim.execute import Executor
+from hwsim.networks.embedded import load_calibration_set
 from hwsim.networks.graph import FloatGraph
 from hwsim.networks.interpret import Interpreter
+from hwsim.networks.load import load_network
 from hwsim.program import save_program
 from hwsim.quantize.calibrate import Calibration, calibrate
 from hwsim.quantize.lowering import lower
@@ -60,7 +62,7 @@ def test_linear_scales_are_those_of_a_plain_search(
 ) -> None:
     """One round over the joint projection, in NumPy and float64: weights by thirds first, then the input."""
     recipe = few_candidates(ptq4vit("4/4/4", metric=metric), rounds=1)
-    assert recipe.search is not None
+    assert isinstance(recipe.search, ScaleSearch)
     calibration = calibrate(small_graph, small_images, recipe)
     values = float_values(small_graph, small_images)
     node = small_graph["blocks.0.attn.qkv"]
@@ -152,6 +154,25 @@ def test_program_follows_fake_quant(searched: Calibration, small_images: np.ndar
     assert result.same_prediction > 0.9
 
 
+def test_swin_becomes_a_program(small_images: np.ndarray) -> None:
+    """The shipped Swin on a few of its images: windows, bias, mask and merging between twin codes."""
+    graph = load_network("embedded-swin")
+    images = load_calibration_set().images[:24]
+    recipe = few_candidates(ptq4vit("8/8/8"), rounds=1)
+    calibration = calibrate(graph, images[:8], recipe)
+    program = lower(calibration)
+    assert {"twin_quantize", "twin_matmul", "twin_linear", "shift_mask", "window_bias", "merge_patches"} <= {
+        node.spec.kind for node in program.nodes
+    }
+    fast, slow = (Executor(program, name).run(images[8:10], keep=None)[1] for name in ("numba", "reference"))
+    for name, array in slow.items():
+        assert np.array_equal(fast[name], array), name
+    result = audit(calibration, program, images[8:])
+    for point in result.points:
+        assert point.local.mean < 0.1, point
+    assert result.same_prediction > 0.9
+
+
 def test_baseline_becomes_a_program(small_graph: FloatGraph, small_images: np.ndarray) -> None:
     calibration = calibrate(small_graph, small_images, few_candidates(base_ptq("8/8/8")))
     assert audit(calibration, lower(calibration), small_images).same_prediction > 0.8
@@ -192,6 +213,7 @@ def changed(graph: FloatGraph, name: str, **parameters: np.ndarray) -> FloatGrap
     return dataclasses.replace(graph, nodes=nodes)
 
 
+@pytest.mark.filterwarnings("ignore:.* everywhere in the last calibration batch")
 def test_zero_weights_are_refused(small_graph: FloatGraph, small_images: np.ndarray) -> None:
     weight = small_graph["blocks.1.attn.qkv"].parameters["weight"].copy()
     weight[24:48] = 0
@@ -226,6 +248,7 @@ def test_dead_head_keeps_its_first_step(small_graph: FloatGraph, small_images: n
     assert grid.scale[1] == np.float32(torch.finfo(torch.float32).eps)
 
 
+@pytest.mark.filterwarnings("ignore:.* everywhere in the last calibration batch")
 def test_gradient_that_is_not_finite_is_refused(small_graph: FloatGraph, small_images: np.ndarray) -> None:
     graph = changed(
         small_graph,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import small_model
 from golden.errors import HwsimError
 from golden.published import observe
 from hwsim.execute import Executor
 from hwsim.networks.graph import FloatGraph
+from hwsim.networks.vision_transformer import vision_transformer_graph
+from hwsim.program import save_program
 from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.fake_quant import FakeQuantNetwork
 from hwsim.quantize.lowering import lower
@@ -87,7 +91,7 @@ def mixed(**points: object) -> Recipe:
     return Recipe("mixed", SymmetricWeights(8), kept, calibration_batch=8)  # type: ignore[arg-type]
 
 
-MIXED = {
+MIXED: dict[str, dict[str, object]] = {
     "twin softmax, PTS LayerNorm, percentiles": {
         "attention": TwinSoftmax(8),
         "gelu": TwinGelu(8),
@@ -142,3 +146,57 @@ def test_more_range_than_the_power_of_two_factors_need() -> None:
         observer.update(batch)
     grid = observer.grid(last)
     assert grid.record()["base"] == pytest.approx(10 / 255 / 8)
+
+
+@pytest.mark.parametrize("name", RANGES)
+@pytest.mark.parametrize("bits", ["8/8/8", "8/8/4"])
+def test_same_images_same_program(
+    name: str,
+    bits: str,
+    small_graph: FloatGraph,
+    small_images: np.ndarray,
+    tmp_path: Path,
+) -> None:
+    """Byte for byte; other images or another order of the batches give another one."""
+
+    def program(images: np.ndarray, file: str) -> bytes:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # small batches for a percentile
+            calibration = calibrate(small_graph, images, fq_vit(bits, range=name, calibration_batch=8))
+        save_program(lower(calibration), tmp_path / file)
+        return (tmp_path / file).read_bytes()
+
+    first = program(small_images, "first")
+    assert program(small_images.copy(), "second") == first
+    assert program(small_images[:16], "fewer") != first
+    if name == "ema":
+        assert program(small_images[::-1].copy(), "backwards") != first
+
+
+@pytest.mark.parametrize("value", [0.75, -3.0, 0.0])
+@pytest.mark.parametrize("quantizer", [Uniform(8), Uniform(8, "omse"), PowerOfTwo(8)])
+def test_a_constant_has_a_code(value: float, quantizer: Uniform | PowerOfTwo) -> None:
+    """A range without extent reaches to 0, so that its value comes back; as released it would end next to 0."""
+    x = torch.full((5, 3), value)
+    observer = quantizer.observer()
+    observer.update(x)
+    grid = observer.grid(x)
+    torch.testing.assert_close(grid.values(grid.codes(x)), x, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("pts", [False, True])
+def test_constant_activation_warns_and_goes_through(pts: bool, small_images: np.ndarray) -> None:
+    """A projection without weights whose bias is the same everywhere: named in a warning, and exact in integers."""
+    model = small_model()
+    with torch.no_grad():
+        model.blocks[0].mlp.fc2.weight.zero_()
+        model.blocks[0].mlp.fc2.bias.fill_(0.5)
+    graph = vision_transformer_graph(model, "flat", mean=(0.5,) * 3, std=(0.5,) * 3)
+    with pytest.warns(UserWarning, match=r"flat: the activation blocks\.0\.mlp\.fc2 is 0\.5 everywhere"):
+        calibration = calibrate(graph, small_images, fq_vit("8/8/8", pts=pts, calibration_batch=8))
+    program = lower(calibration)
+    codes = Executor(program).run(small_images[:2], keep=["blocks.0.mlp.fc2"])[1]["blocks.0.mlp.fc2"]
+    grid = calibration.uniform_grid("blocks.0.mlp.fc2")
+    assert np.unique((codes - np.int64(grid.zero_point)) * grid.scale) == pytest.approx([0.5])
+    fake = FakeQuantNetwork(calibration).run(small_images)
+    assert (Executor(program).predict(small_images).argmax(axis=1) == fake.argmax(axis=1)).mean() > 0.7

@@ -2,16 +2,23 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from golden.errors import HwsimError
 from hwsim.cli.source import make_recipe
+from hwsim.networks.embedded import load_calibration_set
 from hwsim.networks.graph import ROLES, FloatNode
+from hwsim.networks.load import load_network
+from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.twin import TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
 from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.search.settings import ScaleSearch
 from hwsim.quantize.weights import SymmetricWeights
+
+ONES = np.ones(1, np.float32)
 
 
 def test_parts_of_several_systems() -> None:
@@ -31,10 +38,37 @@ def test_parts_of_several_systems() -> None:
     assert recipe.weights_of("patch") == SymmetricWeights(4)
     assert recipe.weights_of("qkv") == SymmetricWeights(8)
     assert recipe.lowering.hidden_bits == 14
-    assert recipe.name.endswith("attention=twin-softmax:6 gelu=uniform:6,range=omse logits=float patch=w4")
-    assert recipe.file_name == (
-        "fq-vit-8-8-8-pts-uniform-percentile-attention-twin-softmax-6-gelu-uniform-6-range-omse-logits-float-patch-w4"
+    assert recipe.name.endswith(
+        "point.attention=twin-softmax:6 point.gelu=uniform:6,range=omse point.logits=float weights.patch=4"
     )
+    assert recipe.file_name == (
+        "fq-vit-8-8-8-pts-uniform-percentile-point.attention-twin-softmax-6-point.gelu-uniform-6-range-omse"
+        "-point.logits-float-weights.patch-4"
+    )
+
+
+def test_parts_of_single_nodes() -> None:
+    recipe = make_recipe(
+        "fq-vit", points_at=("blocks.0.mlp.gelu=uniform:4", "blocks.1.norm1=float"), weights_at=("blocks.0.attn.qkv=3",)
+    )
+    gelu, other, norm = (
+        FloatNode(name, operation, role, ("x",), {"weight": ONES, "bias": ONES} if role == "norm" else {}, attributes)
+        for name, operation, role, attributes in (
+            ("blocks.0.mlp.gelu", "gelu", "gelu", {}),
+            ("blocks.1.mlp.gelu", "gelu", "gelu", {}),
+            ("blocks.1.norm1", "layernorm", "norm", {"eps": 1e-6}),
+        )
+    )
+    assert (recipe.at(gelu), recipe.at(other), recipe.at(norm)) == (Uniform(4), Uniform(8), None)
+    qkv = FloatNode("blocks.0.attn.qkv", "linear", "qkv", ("x",), {"weight": ONES, "bias": ONES})
+    assert recipe.weights_for(qkv) == SymmetricWeights(3)
+
+
+def test_a_node_that_the_network_does_not_have() -> None:
+    graph = load_network("embedded")
+    recipe = make_recipe("fq-vit", points_at=("blocks.0.mlp.gleu=uniform:4",))
+    with pytest.raises(HwsimError, match=r"embedded has no point 'blocks.0.mlp.gleu'; did you mean blocks.0.mlp.gelu"):
+        calibrate(graph, load_calibration_set().images[:1], recipe)
 
 
 def test_weights_keep_their_groups() -> None:
@@ -43,7 +77,7 @@ def test_weights_keep_their_groups() -> None:
 
 def test_seed_of_the_search() -> None:
     recipe = make_recipe("ptq4vit", seed_of_search=7)
-    assert recipe.search is not None
+    assert isinstance(recipe.search, ScaleSearch)
     assert recipe.search.seed == 7
 
 
@@ -52,10 +86,10 @@ def test_seed_of_the_search() -> None:
     [
         ({"points_at": ("gleu=uniform:6",)}, "no point has the role 'gleu'; choose one of input, patch"),
         ({"weights_at": ("pach=6",)}, "no point has the role 'pach'"),
-        ({"points_at": ("gelu",)}, "--point gelu: write ROLE=QUANTIZER"),
+        ({"points_at": ("gelu",)}, "--point gelu: write PLACE=VALUE"),
         ({"points_at": ("gelu=unifrm:6",)}, "there is no 'unifrm'; choose one of uniform"),
-        ({"points_at": ("hidden=float",)}, "--point hidden=float: fq-vit 8/8/4 pts lis has quantizers at input"),
-        ({"weights_at": ("patch=six",)}, "--weights-at patch=six: write ROLE=BITS"),
+        ({"points_at": ("hidden=float",)}, "point.hidden=float: fq-vit 8/8/4 pts lis has quantizers at input"),
+        ({"weights_at": ("patch=six",)}, "weights.patch=six: weights take a number of bits"),
         ({"weights_at": ("patch=17",)}, "weights take 2 to 16 bits, not 17"),
         ({"range": "median"}, "no range observer 'median'"),
         ({"seed_of_search": 1}, "recipe fq-vit has no seed"),

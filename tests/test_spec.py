@@ -8,12 +8,15 @@ import pytest
 
 import golden.units  # noqa: F401 (makes every kind known)
 from golden.adalog import AdaLogDecodeSpec, AdaLogMatmulSpec, AdaLogQuantizeSpec
+from golden.adalog_linear import AdaLogLinearSpec
 from golden.add import AddSpec
+from golden.asymmetric_linear import AsymmetricLinearSpec
 from golden.errors import HwsimError
 from golden.layernorm import LayerNormSpec
 from golden.linear import LinearSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec
+from golden.log_sqrt2 import LogSqrt2LinearSpec, LogSqrt2MatmulSpec
 from golden.lookup import LookupSpec
 from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec
@@ -62,6 +65,18 @@ SPECS = [
     TwinMatmulSpec(code_bits=8, value_bits=8, row_length=50, requantize=ACCUMULATOR),
     TwinLinearSpec(
         input_features=4, output_features=3, input_bits=8, weight_bits=8, bias_bits=20, requantize=ACCUMULATOR
+    ),
+    AsymmetricLinearSpec(
+        input_features=4, output_features=3, input_bits=8, weight_bits=8, bias_bits=20, requantize=ACCUMULATOR
+    ),
+    AdaLogLinearSpec(
+        input_features=4, output_features=3, code_bits=4, weight_bits=4, bias_bits=30, guard_bits=8, largest_shift=20,
+        requantize=ACCUMULATOR,
+    ),
+    LogSqrt2MatmulSpec(code_bits=4, value_bits=8, row_length=50, guard_bits=7, requantize=ACCUMULATOR),
+    LogSqrt2LinearSpec(
+        input_features=4, output_features=3, code_bits=4, weight_bits=4, bias_bits=30, guard_bits=7,
+        requantize=ACCUMULATOR,
     ),
 ]  # fmt: skip
 
@@ -137,7 +152,7 @@ def test_the_widths_of_requantization_must_fit_together():
         RequantizeSpec(input=IntFormat(40, signed=True), output_bits=8, multiplier_bits=31, shift_bits=6, channels=1)
 
 
-@pytest.mark.parametrize("index", [6, 7, 8, 10, 14])
+@pytest.mark.parametrize("index", [6, 7, 8, 10, 14, 19, 20, 21])
 def test_accumulators_of_matrix_products_are_signed(index):
     unsigned = replace(ACCUMULATOR, input=IntFormat(32))
     with pytest.raises(HwsimError, match=f"{SPECS[index].kind} spec: .*signed"):

@@ -56,17 +56,23 @@ network_options = with_options(
 
 recipe_options = with_options(
     click.option(
-        "--recipe", default="fq-vit", show_default=True, help="Published system: fq-vit, base-ptq or ptq4vit."
+        "--recipe",
+        default="fq-vit",
+        show_default=True,
+        help="Published system: fq-vit, base-ptq, ptq4vit, repq-vit or adalog.",
     ),
     click.option(
-        "--bits", help="Widths of weights/activations/attention.  [default: 8/8/4 for fq-vit, 8/8/8 for the others]"
+        "--bits",
+        help="Widths of weights/activations/attention.  "
+        "[default: 8/8/4 for fq-vit, 4/4/4 for repq-vit and adalog, 8/8/8 for the others]",
     ),
     click.option(
         "--pts/--no-pts", default=None, help="fq-vit: power-of-two scales at LayerNorm inputs.  [default: pts]"
     ),
     click.option(
         "--attention",
-        help="fq-vit: quantizer of the softmax, auto, lis, uniform or adalog; auto is lis up to 5 bits, uniform above.",
+        help="fq-vit: quantizer of the softmax, auto, lis, uniform or adalog; auto is lis up to 5 bits, uniform above. "
+        "adalog: adalog, log2, log-sqrt2, twin, uniform or float.  [default: auto; adalog]",
     ),
     click.option(
         "--range",
@@ -78,7 +84,11 @@ recipe_options = with_options(
         "[default: cosine for base-ptq, hessian for ptq4vit]",
     ),
     click.option("--mode", help="base-ptq, ptq4vit: parallel or sequential calibration.  [default: parallel]"),
-    click.option("--rounds", type=int, help="base-ptq, ptq4vit: turns of each operand.  [default: 1; 3]"),
+    click.option("--rounds", type=int, help="base-ptq, ptq4vit, adalog: turns of each operand.  [default: 1; 3; 3]"),
+    click.option(
+        "--gelu", help="adalog: quantizer behind GELU, adalog, log2, log-sqrt2, twin or uniform.  [default: adalog]"
+    ),
+    click.option("--method", help="adalog: search, fpcs, released, alternating or brute-force.  [default: fpcs]"),
     click.option(
         "--search-seed",
         "seed_of_search",
@@ -102,15 +112,15 @@ recipe_options = with_options(
         "--point",
         "points_at",
         multiple=True,
-        metavar="ROLE=QUANTIZER",
-        help='Another quantizer at the points of a role, such as "gelu=uniform:6,range=omse", "residual=pts:8" or '
-        '"hidden=float".',
+        metavar="PLACE=QUANTIZER",
+        help="Another quantizer at the points of a role or at one node, such as gelu=uniform:6,range=omse, "
+        "residual=pts:8, blocks.0.mlp.gelu=float.",
     ),
     click.option(
         "--weights-at",
         multiple=True,
-        metavar="ROLE=BITS",
-        help='Another width of the weights whose output has the role, such as "patch=8".',
+        metavar="PLACE=BITS",
+        help="Another width of the weights whose output has the role, or of one layer: patch=8, blocks.0.attn.qkv=6.",
     ),
     click.option(
         "--set",
@@ -156,6 +166,7 @@ def make_recipe(
     import inspect
     from dataclasses import fields
 
+    from hwsim.quantize.parts import NODE_PREFIX, with_parts
     from hwsim.quantize.recipe import Lowering
     from hwsim.quantize.recipes import RECIPES
 
@@ -177,33 +188,17 @@ def make_recipe(
     for name in given:
         if name not in known:
             raise HwsimError(f"recipe {recipe} has no {name.replace('_', ' ')}; leave that option out")
-    return _with_parts(RECIPES[recipe](**given, lowering=Lowering(**values)), points_at, weights_at)
-
-
-def _with_parts(recipe: Recipe, points: tuple[str, ...], weights_at: tuple[str, ...]) -> Recipe:
-    """A recipe with other quantizers and weights at some roles; its name tells them."""
-    from dataclasses import replace
-
-    from hwsim.quantize.quantizers import parse_quantizer
-
-    at, widths, name = dict(recipe.points), dict(recipe.weights_at), recipe.name
-    for setting in points:
-        role, assigned, quantizer = setting.partition("=")
-        if not assigned:
-            raise HwsimError(f"--point {setting}: write ROLE=QUANTIZER, such as gelu=uniform:6")
-        if quantizer == "float":
-            if at.pop(role, None) is None:
-                raise HwsimError(f"--point {setting}: {recipe.name} has quantizers at {', '.join(at)}")
-        else:
-            at[role] = parse_quantizer(quantizer)
-        name += f" {setting}"
-    for setting in weights_at:
-        role, _, bits = setting.partition("=")
-        if not bits.isdecimal():
-            raise HwsimError(f"--weights-at {setting}: write ROLE=BITS, such as patch=8")
-        widths[role] = replace(recipe.weights_of(role), bits=int(bits))
-        name += f" {role}=w{bits}"
-    return replace(recipe, name=name, points=at, weights_at=widths)
+    parts: dict[str, Any] = {}
+    for option, settings, prefix, example in (
+        ("--point", points_at, "point", "gelu=uniform:6"),
+        ("--weights-at", weights_at, "weights", "patch=8"),
+    ):
+        for setting in settings:
+            place, _, value = setting.partition("=")
+            if not value:
+                raise HwsimError(f"{option} {setting}: write PLACE=VALUE, such as {example}")
+            parts[f"{NODE_PREFIX[prefix] if '.' in place else prefix}.{place}"] = value
+    return with_parts(RECIPES[recipe](**given, lowering=Lowering(**values)), parts)
 
 
 def read_images(
@@ -294,6 +289,7 @@ def open_program(path: Path | None) -> Program:
     HwsimError
         The file is missing or not a valid program.
     """
+    from hwsim.identity import code_digest
     from hwsim.program import load_program, save_program
 
     if path is not None:
@@ -308,21 +304,6 @@ def open_program(path: Path | None) -> Program:
         graph, images = calibration_source(EMBEDDED, None, None, None, None)
         save_program(lower(calibrate(graph, images.images, fq_vit())), path)
     return load_program(path)
-
-
-def code_digest() -> str:
-    """Short digest of the code that decides a program, so that a kept one is not used after a change."""
-    import hashlib
-
-    import golden
-    import hwsim
-
-    digest = hashlib.sha256()
-    for package in (golden, hwsim):
-        for path in sorted(Path(package.__path__[0]).rglob("*.py")):
-            if "cli" not in path.parts:
-                digest.update(path.read_bytes())
-    return digest.hexdigest()[:12]
 
 
 def parse_images(text: str) -> list[int]:

@@ -15,7 +15,6 @@ from hwsim.cli.display import table
 from hwsim.cli.source import (
     BUILD,
     calibration_source,
-    code_digest,
     evaluation_images,
     network_options,
 )
@@ -52,11 +51,13 @@ def table_command(
 ) -> None:
     """Measure a published result table on a network: float, fake-quantized and integer top-1.
 
-    TABLE is fq-vit, ptq4vit or ptq4vit-ablation. Prints the table and writes it as CSV and Markdown. Every row is
+    TABLE is fq-vit, ptq4vit, ptq4vit-as-released, adalog (the main table), adalog-components, adalog-searches,
+    adalog-attention or adalog-gelu. Prints the table and writes it as CSV and Markdown. Every row is
     kept as soon as it is measured: a run that was stopped goes on where it was, and one after a change of code,
     network or images measures again.
     """
     from golden.files import write_atomically
+    from hwsim.identity import code_digest
     from hwsim.quantize.recipes import TABLES
     from hwsim.tables import ResultTable, frame, markdown
 
@@ -85,9 +86,15 @@ def table_command(
     write_atomically(path.with_suffix(".csv"), frame(rows).to_csv(index=False))
     write_atomically(path.with_suffix(".md"), markdown(graph.name, rows, command))
     table(
-        ("row", "float", "fake-quantized", "integer"),
+        ("row", "float", "fake-quantized", "integer", "calibration, s"),
         [
-            (row.label, row.float_top1, row.fake_quant_top1, "-" if row.integer_top1 is None else row.integer_top1)
+            (
+                row.label,
+                row.float_top1,
+                row.fake_quant_top1,
+                "-" if row.integer_top1 is None else row.integer_top1,
+                row.calibration_seconds,
+            )
             for row in rows
         ],
         title=f"{name} on {graph.name}: top-1 % of {rows[0].images} images, {rows[0].calibration_images} to calibrate",

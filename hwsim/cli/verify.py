@@ -107,13 +107,14 @@ def _batches(
 ) -> Iterator[list[UnitVectors]]:
     """Activations of the chosen layers, so many images at a time."""
     from hwsim.dump import dump_vectors
+    from hwsim.unit_vectors import unit_vectors
     from rtl import catalog
 
-    nodes = hardware_nodes(program, layers, units)
+    nodes = hardware_nodes(program, layers, units, products=True)
     images = evaluation_images(program, data, max(indices) + 1 if data is None else None).images
     wanted = set(units) or set(catalog.UNITS)
     for start in range(0, len(indices), size):
-        found = dump_vectors(program, images, indices[start : start + size], nodes)
+        found = list(unit_vectors(dump_vectors(program, images, indices[start : start + size], nodes)))
         yield [vectors for vectors in found if vectors.spec.kind in wanted]
 
 

@@ -16,14 +16,15 @@ from numba import njit
 from golden.adalog import AdaLogQuantizeSpec
 from golden.add import AddSpec
 from golden.layernorm import LayerNormSpec
-from golden.log_softmax import LogSoftmaxSpec
 from golden.lookup import LookupSpec
 from golden.requantize import RequantizeSpec
-from golden.softmax import SoftmaxSpec
 from golden.spec import Constants
 from golden.twin import TwinQuantizeSpec
 
 Kernel = Callable[..., np.ndarray]
+
+# Inputs of a quantizer that becomes a table: of 2^17 bytes, mostly read at the small end.
+LARGEST_TABLE_BITS = 17
 
 _kernel: Any = njit(cache=True, nogil=True)
 _inline: Any = njit(cache=True, nogil=True, inline="always")
@@ -101,60 +102,6 @@ def _bit_length(x):
         x >>= 1
         length += 1
     return length
-
-
-@_kernel
-def _log_softmax(scores, exponentials, code_bits, past, out):
-    rows, columns = scores.shape
-    # The code depends on the distance from the maximum alone: at most one division a distance.
-    code_at = np.full(exponentials.size, 255, np.uint8)
-    for row in range(rows):
-        highest = 0
-        for column in range(columns):
-            highest = max(highest, np.int64(scores[row, column]))
-        total = np.int64(0)
-        for column in range(columns):
-            total += exponentials[highest - scores[row, column]]
-        for column in range(columns):
-            distance = highest - scores[row, column]
-            code = code_at[distance]
-            if code == 255:
-                exponential = exponentials[distance]
-                code = past
-                if exponential > 0:
-                    ratio = total // exponential
-                    twice = 2 * (total - ratio * exponential)
-                    if twice > exponential or (twice == exponential and ratio & 1):
-                        ratio += 1
-                    octave = _bit_length(ratio) - 1
-                    wide = octave
-                    if octave > 0:
-                        wide += (ratio >> (octave - 1)) & 1
-                    if wide < 1 << code_bits:
-                        code = wide
-                code_at[distance] = code
-            out[row, column] = code
-        for column in range(columns):
-            code_at[highest - scores[row, column]] = 255
-
-
-@_kernel
-def _softmax(scores, exponentials, probability_bits, out):
-    rows, columns = scores.shape
-    for row in range(rows):
-        highest = 0
-        for column in range(columns):
-            highest = max(highest, np.int64(scores[row, column]))
-        total = np.int64(0)
-        for column in range(columns):
-            total += exponentials[highest - scores[row, column]]
-        for column in range(columns):
-            numerator = exponentials[highest - scores[row, column]] << probability_bits
-            quotient = numerator // total
-            twice = 2 * (numerator - quotient * total)
-            if twice > total or (twice == total and quotient & 1):
-                quotient += 1
-            out[row, column] = quotient
 
 
 @_inline
@@ -268,31 +215,6 @@ def _add_kernel(spec: AddSpec, constants: Constants) -> Kernel:
     return kernel
 
 
-def _log_softmax_kernel(spec: LogSoftmaxSpec, constants: Constants) -> Kernel:
-    exponentials = spec.exponentials(constants)
-    past = spec.zero_symbol if spec.beyond == "zero" else spec.zero_symbol - 1
-
-    def kernel(scores: np.ndarray) -> np.ndarray:
-        rows = as_rows(scores)
-        out = np.empty(rows.shape, spec.output.dtype)
-        _log_softmax(rows, exponentials, spec.code_bits, past, out)
-        return out.reshape(scores.shape)
-
-    return kernel
-
-
-def _softmax_kernel(spec: SoftmaxSpec, constants: Constants) -> Kernel:
-    exponentials = spec.exponentials(constants)
-
-    def kernel(scores: np.ndarray) -> np.ndarray:
-        rows = as_rows(scores)
-        out = np.empty(rows.shape, spec.output.dtype)
-        _softmax(rows, exponentials, spec.probability_bits, out)
-        return out.reshape(scores.shape)
-
-    return kernel
-
-
 def _layernorm_kernel(spec: LayerNormSpec, constants: Constants) -> Kernel:
     alpha, gamma, beta = int64_of(constants, "alpha", "gamma", "beta")
     zero_in, fraction_bits = int(constants["zero_in"]), int(constants["fraction_bits"])
@@ -317,8 +239,26 @@ def _layernorm_kernel(spec: LayerNormSpec, constants: Constants) -> Kernel:
     return kernel
 
 
+def _by_table(spec: Any, constants: Constants) -> Kernel | None:
+    """A quantizer of one value as a table of its reference, None where that were too large to stay in a cache."""
+    if spec.inputs[0].bits > LARGEST_TABLE_BITS:
+        return None
+    table = spec.compute(constants, np.arange(1 << spec.inputs[0].bits))[None]
+
+    def kernel(values: np.ndarray) -> np.ndarray:
+        rows = as_rows(values)
+        out = np.empty(rows.shape, table.dtype)
+        _lookup(rows, table, out)
+        return out.reshape(values.shape)
+
+    return kernel
+
+
 def _adalog_quantize_kernel(spec: AdaLogQuantizeSpec, constants: Constants) -> Kernel:
     (thresholds,) = int64_of(constants, "thresholds")
+    by_table = _by_table(spec, constants)
+    if by_table is not None:
+        return by_table
 
     def kernel(values: np.ndarray) -> np.ndarray:
         rows = as_rows(values)
@@ -332,6 +272,9 @@ def _adalog_quantize_kernel(spec: AdaLogQuantizeSpec, constants: Constants) -> K
 def _twin_quantize_kernel(spec: TwinQuantizeSpec, constants: Constants) -> Kernel:
     shift, half = int(constants["shift"]), 1 << (spec.code_bits - 1)
     split = 1 << (spec.probability_bits - shift)
+    by_table = _by_table(spec, constants)
+    if by_table is not None:
+        return by_table
 
     def kernel(values: np.ndarray) -> np.ndarray:
         rows = as_rows(values)
@@ -345,8 +288,6 @@ def _twin_quantize_kernel(spec: TwinQuantizeSpec, constants: Constants) -> Kerne
 KERNELS: dict[str, Callable[[Any, Constants], Kernel]] = {
     "lookup": _lookup_kernel,
     "add": _add_kernel,
-    "log_softmax": _log_softmax_kernel,
-    "softmax": _softmax_kernel,
     "layernorm": _layernorm_kernel,
     "adalog_quantize": _adalog_quantize_kernel,
     "twin_quantize": _twin_quantize_kernel,

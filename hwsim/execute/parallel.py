@@ -7,9 +7,11 @@ a barrier after every small kernel, which on a busy machine costs ten times the 
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from functools import lru_cache, partial
+from typing import Any, TypeVar
 
 Result = TypeVar("Result")
 
@@ -17,6 +19,24 @@ Result = TypeVar("Result")
 def batches(count: int, size: int) -> list[slice]:
     """Consecutive slices of at most `size` that cover ``count`` items."""
     return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+
+
+def even_size(count: int, size: int) -> int:
+    """Items a batch, at most `size`, such that the cores get about as many batches each."""
+    cores = os.cpu_count() or 1
+    rounds = -(-count // (size * cores))
+    return -(-count // (rounds * cores))
+
+
+@lru_cache(maxsize=1)
+def _libraries(modules: int) -> Any:
+    """The libraries with threads of their own.
+
+    Looking for them takes as long as some images of a small network: it is done again when modules were imported.
+    """
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
 
 
 def map_batches(
@@ -33,15 +53,11 @@ def map_batches(
     progress : callable, optional
         Called in this thread with the number of items of each batch, in order.
     """
-    from threadpoolctl import threadpool_limits
-
+    limit = partial(_libraries(len(sys.modules)).limit, limits=1)
     parts = batches(count, size)
     results = []
     # OpenBLAS has one limit for the process, OpenMP one for each thread.
-    with (
-        threadpool_limits(limits=1),
-        ThreadPoolExecutor(os.cpu_count(), initializer=threadpool_limits, initargs=(1,)) as pool,
-    ):
+    with limit(), ThreadPoolExecutor(os.cpu_count(), initializer=limit) as pool:
         for part, result in zip(parts, pool.map(function, parts), strict=True):
             results.append(result)
             if progress is not None:

@@ -8,6 +8,8 @@ works on the (not yet rounded) scores, so that the points behind it see its outp
 
 from __future__ import annotations
 
+import difflib
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -25,6 +27,7 @@ from hwsim.quantize.quantizers.protocol import Grid, Observer
 from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
 from hwsim.quantize.recipe import Recipe
 from hwsim.quantize.search.run import search_scales
+from hwsim.quantize.search.settings import PairSearch, PercentileSearch
 from hwsim.quantize.softmax import log_int_softmax_of_reals
 from hwsim.quantize.weights import QuantizedWeight
 
@@ -111,16 +114,23 @@ def calibrate(
     HwsimError
         No images, images of the wrong size, or an activation that is not finite; of a search, also
         weights that are all zero and gradients that are not finite.
+
+    Warns
+    -----
+    UserWarning
+        An activation is constant; batches too small for a percentile; see also `search_scales`.
     """
     if not len(images):
         raise HwsimError(f"{graph.name}: calibration needs at least one image")
     _check_roles(graph, recipe)
+    if isinstance(recipe.search, PairSearch | PercentileSearch):
+        return _calibrate_layers(graph, images, recipe, device, progress, layers)
     interpreter = Interpreter(graph, device)
     observers: dict[str, Observer] = {}
     carried: dict[str, Observer] = {}
     for node in graph.nodes:
-        if node.role in recipe.points:
-            observers[node.name] = recipe.points[node.role].observer()
+        if (quantizer := recipe.at(node)) is not None:
+            observers[node.name] = quantizer.observer()
         elif node.role and node.operation not in MOVEMENTS:
             carried[node.name] = Uniform(RANGE_BITS).observer()
     grids: dict[str, Grid] = {}
@@ -135,6 +145,7 @@ def calibrate(
             if node.name in observers:
                 observers[node.name].update(value)
                 if last:
+                    _warn_of_constant(graph, node, value)
                     grids[node.name] = observers[node.name].grid(value)
             elif node.name in carried:
                 carried[node.name].update(value)
@@ -144,7 +155,7 @@ def calibrate(
 
         replaced: dict[str, Operation] = {}
         for node in graph.nodes:
-            quantizer = recipe.points.get(node.role)
+            quantizer = recipe.at(node)
             if last and node.operation == "softmax" and isinstance(quantizer, Log2):
                 source = graph.source(node.inputs[0]).name
                 replaced[node.name] = partial(_softmax_of_last_batch, grids, source, quantizer.bits)
@@ -152,7 +163,7 @@ def calibrate(
         if progress is not None:
             progress(len(images[part]))
     weights = {
-        node.name: recipe.weights_of(node.role).quantize(node.parameters["weight"])
+        node.name: recipe.weights_for(node).quantize(node.parameters["weight"])
         for node in graph.nodes
         if node.operation == "linear"
     }
@@ -162,18 +173,75 @@ def calibrate(
     return search_scales(calibration, images, device=device, progress=layers)
 
 
+def _calibrate_layers(
+    graph: FloatGraph,
+    images: np.ndarray,
+    recipe: Recipe,
+    device: str,
+    progress: Callable[[int], None] | None,
+    layers: Callable[[int], None] | None,
+) -> Calibration:
+    """Calibration whose grids a search of whole layers finds, and the ranges of what stays in float."""
+    from hwsim.quantize.search.layerwise import search_layers
+    from hwsim.quantize.search.percentile import percentile_ranges
+
+    search = search_layers if isinstance(recipe.search, PairSearch) else percentile_ranges
+    found = search(graph, images, recipe, device=device, progress=layers)
+    carried: dict[str, Observer] = {}
+    others: dict[str, Observer] = {}  # quantized, but no operand of a product
+    last: dict[str, Tensor] = {}
+    for node in found.graph.nodes:
+        if (quantizer := recipe.at(node)) is not None and node.name not in found.grids:
+            others[node.name] = quantizer.observer()
+        elif node.role and node.name not in found.grids and node.operation not in MOVEMENTS:
+            carried[node.name] = Uniform(RANGE_BITS).observer()
+
+    def observe(node: FloatNode, value: Tensor) -> Tensor:
+        check_activation(graph.name, node, value)
+        if node.name in carried:
+            carried[node.name].update(value)
+        elif node.name in others:
+            others[node.name].update(value)
+            last[node.name] = value
+        return value
+
+    interpreter = Interpreter(found.graph, device)
+    for part in batches(len(images), recipe.calibration_batch):
+        interpreter.run(images[part], after=observe)
+        if progress is not None:
+            progress(len(images[part]))
+    ranges = {name: _ends(observer.grid(torch.empty(0))) for name, observer in carried.items()}
+    grids = found.grids | {name: observer.grid(last[name]) for name, observer in others.items()}
+    return Calibration(found.graph, recipe, grids, found.weights, ranges, len(images))
+
+
+def _warn_of_constant(graph: FloatGraph, node: FloatNode, value: Tensor) -> None:
+    low, high = value.aminmax()
+    if low == high:
+        warnings.warn(
+            f"{graph.name}: the activation {node.name} is {float(low):g} everywhere in the last calibration batch; "
+            "a range without extent is widened to 0. Check the checkpoint and the calibration images",
+            stacklevel=2,
+        )
+
+
 def _check_roles(graph: FloatGraph, recipe: Recipe) -> None:
-    """Refuse combinations of quantizers that no network can have."""
-    roles = {node.role: node for node in graph.nodes if node.role}
-    if isinstance(recipe.points.get("attention"), Log2):
-        node = roles["attention"]
-        role = graph.source(node.inputs[0]).role
-        scores = recipe.points.get(role)
-        if not isinstance(scores, Uniform) or scores.symmetric:
-            raise HwsimError(
-                f"recipe {recipe.name}: Log-Int-Softmax ({node.name}) works on score codes; give the role "
-                f"{role!r} an asymmetric uniform quantizer"
-            )
+    """Refuse nodes that the network does not have, and combinations of quantizers that none can have."""
+    names = [node.name for node in graph.nodes if node.role]
+    for name in (*recipe.nodes, *recipe.node_weights):
+        if name not in names:
+            near = difflib.get_close_matches(name, names, 1, 0.5)
+            advice = f"did you mean {near[0]}?" if near else "`hwsim audit` lists its points"
+            raise HwsimError(f"recipe {recipe.name}: {graph.name} has no point {name!r}; {advice}")
+    for node in graph.nodes:
+        if node.operation == "softmax" and isinstance(recipe.at(node), Log2):
+            source = graph.source(node.inputs[0])
+            scores = recipe.at(source)
+            if not isinstance(scores, Uniform) or scores.symmetric:
+                raise HwsimError(
+                    f"recipe {recipe.name}: Log-Int-Softmax ({node.name}) works on score codes; give the role "
+                    f"{source.role!r} an asymmetric uniform quantizer"
+                )
 
 
 def _ends(grid: Grid) -> tuple[float, float]:

@@ -26,21 +26,30 @@ class FakeQuantNetwork:
     ----------
     calibration : Calibration
     device : str
+    noise : float
+        Relative normal noise on every residual sum: shows how far any disturbance of that size moves the
+        predictions, so that differences of the integer program can be told from it.
+    seed : int
+        Of the noise, which is the same in every batch.
     """
 
-    def __init__(self, calibration: Calibration, device: str = "cpu") -> None:
+    def __init__(self, calibration: Calibration, device: str = "cpu", *, noise: float = 0.0, seed: int = 0) -> None:
         self.calibration = calibration
+        self.noise, self.seed = noise, seed
         self.interpreter = Interpreter(calibration.graph, device)
         self._parameters: dict[str, dict[str, Tensor]] = {}
         self._operations: dict[str, Operation] = {}
+        # With PTS the released code computes every LayerNorm in integers, also those whose input has one scale
+        # (the first ones of Swin).
+        power_of_two = any(isinstance(grid, PowerOfTwoGrid) for grid in calibration.grids.values())
         for node in calibration.graph.nodes:
             if node.operation == "linear":
                 weight = torch.from_numpy(calibration.weights[node.name].values())
                 self._parameters[node.name] = {"weight": weight.to(self.interpreter.device)}
-            elif node.operation == "layernorm":
+            elif node.operation == "layernorm" and power_of_two:
                 incoming = calibration.grid(node.inputs[0])
                 outgoing = calibration.grids.get(node.name)
-                if isinstance(incoming, PowerOfTwoGrid) and isinstance(outgoing, UniformGrid):
+                if isinstance(incoming, PowerOfTwoGrid | UniformGrid) and isinstance(outgoing, UniformGrid):
                     self._operations[node.name] = partial(_integer_layernorm, incoming, outgoing)
             elif node.operation == "softmax":
                 attention = calibration.grid(node.name)
@@ -58,8 +67,11 @@ class FakeQuantNetwork:
         codes : dict, optional
             Filled with the codes of every point, int64 arrays by node name.
         """
+        generator = torch.Generator(self.interpreter.device).manual_seed(self.seed)
 
         def quantize(node: FloatNode, value: Tensor) -> Tensor:
+            if self.noise and node.operation == "add":
+                value = value + self.noise * value * torch.randn(value.shape, generator=generator, device=value.device)
             grid = self.calibration.grids.get(node.name)
             if grid is None:
                 return value
@@ -87,7 +99,7 @@ def _log_int_softmax(
 
 
 def _integer_layernorm(
-    incoming: PowerOfTwoGrid,
+    incoming: PowerOfTwoGrid | UniformGrid,
     outgoing: UniformGrid,
     node: FloatNode,
     parameters: Mapping[str, Tensor],

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import torch
@@ -16,8 +16,8 @@ from torch import Tensor
 from golden.errors import HwsimError
 from golden.published.observers import OMSE_STEPS, PERCENTILE, SIGMA
 
-# (low, high) -> mean squared error of quantizing the last batch in that range
-RangeError = Callable[[Tensor, Tensor], Tensor]
+# (low, high) of several ranges -> squared error of quantizing the last batch in each of them
+RangeErrors = Callable[[Sequence[tuple[Tensor, Tensor]]], Tensor]
 
 
 class Range(Protocol):
@@ -27,8 +27,8 @@ class Range(Protocol):
         """See one batch."""
         ...
 
-    def settle(self, error: RangeError) -> tuple[Tensor, Tensor]:
-        """Low and high end; `error` judges a range on the last batch."""
+    def settle(self, errors: RangeErrors) -> tuple[Tensor, Tensor]:
+        """Low and high end; `errors` judges ranges on the last batch."""
         ...
 
 
@@ -48,7 +48,7 @@ class MinMax:
     def join(self, seen: tuple[Tensor, Tensor], new: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
         return torch.minimum(seen[0], new[0]), torch.maximum(seen[1], new[1])
 
-    def settle(self, error: RangeError) -> tuple[Tensor, Tensor]:
+    def settle(self, errors: RangeErrors) -> tuple[Tensor, Tensor]:
         if self._range is None:
             raise HwsimError("calibration saw no batch; give at least one image")
         return self._range
@@ -82,11 +82,11 @@ class Percentile(MovingAverage):
 class LeastError(MinMax):
     """OMSE: of the minimum and maximum times 1, 0.99, ... 0.11 the range with the least error on the last batch."""
 
-    def settle(self, error: RangeError) -> tuple[Tensor, Tensor]:
-        low, high = super().settle(error)
+    def settle(self, errors: RangeErrors) -> tuple[Tensor, Tensor]:
+        low, high = super().settle(errors)
         ranges = [(low * (1 - 0.01 * step), high * (1 - 0.01 * step)) for step in range(OMSE_STEPS)]
         # argmin takes the first of equal errors, as released.
-        return ranges[int(torch.stack([error(*ends) for ends in ranges]).argmin())]
+        return ranges[int(errors(ranges).argmin())]
 
 
 RANGES: dict[str, type[MinMax]] = {

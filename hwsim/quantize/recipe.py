@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from golden.errors import HwsimError
-from hwsim.networks.graph import ROLES
+from hwsim.networks.graph import ROLES, FloatNode
 from hwsim.quantize.quantizers.adalog import AdaLog
 from hwsim.quantize.quantizers.log2 import Log2
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.protocol import Quantizer
 from hwsim.quantize.quantizers.uniform import Uniform
-from hwsim.quantize.search.settings import ScaleSearch
-from hwsim.quantize.weights import SymmetricWeights
+from hwsim.quantize.search.settings import PairSearch, PercentileSearch, ScaleSearch
+from hwsim.quantize.weights import SymmetricWeights, WeightQuantizer
 
 
 @dataclass(frozen=True)
@@ -62,19 +62,26 @@ class Recipe:
     Parameters
     ----------
     name : str
-    weights : SymmetricWeights
+    weights : SymmetricWeights or AsymmetricWeights
         Of linear layers.
     points : mapping of str to Quantizer
         By the role of the point, see `hwsim.networks.graph.FloatNode`. Points of other roles stay in
         float in the fake-quantized network; the integer program carries them in wide codes
         (`Lowering.carrier_bits`).
-    weights_at : mapping of str to SymmetricWeights
+    weights_at : mapping of str to SymmetricWeights or AsymmetricWeights
         Other weights for layers whose output has the role.
+    nodes : mapping of str to Quantizer or None
+        Other quantizers at the points of single nodes, by name; None leaves a point in float.
+    node_weights : mapping of str to int
+        Other widths of the weights of single linear layers, by name.
     calibration_batch : int
         Images a batch; the last batch settles what the procedure takes from it.
     lowering : Lowering
-    search : ScaleSearch, optional
+    search : ScaleSearch, PairSearch or PercentileSearch, optional
         Refines the scales by the error of every layer's output, see `hwsim.quantize.search`.
+    reparameterize : bool
+        LayerNorm outputs have a grid a channel that goes into the parameters, see
+        `hwsim.quantize.reparameterize`; of the latter two searches.
 
     Raises
     ------
@@ -83,12 +90,15 @@ class Recipe:
     """
 
     name: str
-    weights: SymmetricWeights
+    weights: WeightQuantizer
     points: Mapping[str, Quantizer]
-    weights_at: Mapping[str, SymmetricWeights] = field(default_factory=dict)
+    weights_at: Mapping[str, WeightQuantizer] = field(default_factory=dict)
+    nodes: Mapping[str, Quantizer | None] = field(default_factory=dict)
+    node_weights: Mapping[str, int] = field(default_factory=dict)
     calibration_batch: int = 100
     lowering: Lowering = field(default_factory=Lowering)
-    search: ScaleSearch | None = None
+    search: ScaleSearch | PairSearch | PercentileSearch | None = None
+    reparameterize: bool = False
 
     def __post_init__(self) -> None:
         for role in (*self.points, *self.weights_at):
@@ -102,9 +112,25 @@ class Recipe:
         """The name with nothing in it that a file name should not have."""
         return re.sub(r"[^\w.]+", "-", self.name)
 
-    def weights_of(self, role: str) -> SymmetricWeights:
-        """Weights of a layer whose output has a role."""
+    def at(self, node: FloatNode) -> Quantizer | None:
+        """The quantizer at the output of a node, None where the point stays in float."""
+        return self.nodes[node.name] if node.name in self.nodes else self.points.get(node.role)
+
+    def quantizer_of(self, node: FloatNode) -> Quantizer:
+        """The quantizer at the output of a node that has one."""
+        quantizer = self.at(node)
+        if quantizer is None:
+            raise KeyError(node.name)
+        return quantizer
+
+    def weights_of(self, role: str) -> WeightQuantizer:
+        """Weights of layers whose output has a role."""
         return self.weights_at.get(role, self.weights)
+
+    def weights_for(self, node: FloatNode) -> WeightQuantizer:
+        """Weights of a linear layer."""
+        weights = self.weights_of(node.role)
+        return replace(weights, bits=self.node_weights[node.name]) if node.name in self.node_weights else weights
 
 
 UNIFORM_ROLES = (

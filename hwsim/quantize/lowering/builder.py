@@ -10,10 +10,12 @@ import numpy as np
 
 from golden.accumulate import signed_bits
 from golden.adalog import AdaLogMatmulSpec
+from golden.adalog_linear import AdaLogLinearSpec
 from golden.errors import HwsimError
 from golden.linear import LinearSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import WIDEST_SCORE, exponential_constants, lossless_fraction_bits
+from golden.log_sqrt2 import LogSqrt2LinearSpec, LogSqrt2MatmulSpec
 from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec, dyadic_parts
 from golden.softmax import SoftmaxSpec
@@ -33,10 +35,21 @@ SHIFT_BITS = 6
 
 @dataclass(frozen=True)
 class ChannelGrid:
-    """Uniform codes whose scale depends on the channel (last axis), with one zero point."""
+    """Uniform codes whose scale and zero point depend on the channel (last axis).
+
+    Attributes
+    ----------
+    scale : ndarray of float64 [channels]
+    zero_point : int
+        What the requantizer adds.
+    offset : ndarray of int64 [channels]
+        What a channel's zero point has more; it lies in the bias.
+    bits : int
+    """
 
     scale: np.ndarray
     zero_point: int
+    offset: np.ndarray
     bits: int
 
     @property
@@ -126,7 +139,15 @@ class ProgramBuilder:
     def emit_narrowed(
         self,
         node: FloatNode,
-        spec: LinearSpec | MatmulSpec | Log2MatmulSpec | AdaLogMatmulSpec | TwinMatmulSpec | TokenMeanSpec,
+        spec: LinearSpec
+        | MatmulSpec
+        | Log2MatmulSpec
+        | AdaLogMatmulSpec
+        | AdaLogLinearSpec
+        | LogSqrt2MatmulSpec
+        | LogSqrt2LinearSpec
+        | TwinMatmulSpec
+        | TokenMeanSpec,
         constants: dict[str, Any],
         bits: int | None = None,
     ) -> None:
@@ -171,7 +192,7 @@ class ProgramBuilder:
         Raises
         ------
         HwsimError
-            Queries, keys and values differ in width or zero point.
+            Queries, keys and values differ in width.
         """
         parts = [user for user in self.graph.nodes if user.operation == "split_heads" and node.name in user.inputs]
         grids = [self.calibration.grids.get(part.name) for part in parts]
@@ -181,19 +202,19 @@ class ProgramBuilder:
         if node.name in self.calibration.grids:
             raise HwsimError(f"{node.name}: the recipe quantizes it both whole and by heads; choose one")
         channels = len(node.parameters["bias"])
-        scale = np.zeros(channels)
-        formats = set()
+        scale, zero_point = np.zeros(channels), np.zeros(channels, np.int64)
+        widths = set()
         for part, grid in zip(parts, grids, strict=True):
             if not isinstance(grid, UniformGrid | HeadGrid):
                 raise HwsimError(f"{part.name}: heads of one projection need uniform grids for query, key and value")
             heads, count = part.attributes["heads"], part.attributes["parts"]
-            columns = scale.reshape(count, heads, -1)
-            columns[part.attributes["part"]] = grid.scales(heads)[:, None]
-            formats |= {(grid.bits, int(zero)) for zero in grid.zero_points(heads)}
-        if len(formats) > 1 or not scale.all():
-            raise HwsimError(f"{node.name}: query, key and value need the same bits and zero point, not {formats}")
-        ((bits, zero_point),) = formats
-        return ChannelGrid(scale, zero_point, bits)
+            for array, of_heads in ((scale, grid.scales(heads)), (zero_point, grid.zero_points(heads))):
+                array.reshape(count, heads, -1)[part.attributes["part"]] = of_heads[:, None]
+            widths.add(grid.bits)
+        if len(widths) > 1 or not scale.all():
+            raise HwsimError(f"{node.name}: query, key and value need the same bits, not {sorted(widths)}")
+        common = int(zero_point[0])
+        return ChannelGrid(scale, common, zero_point - common, widths.pop())
 
     def requantizer(
         self,

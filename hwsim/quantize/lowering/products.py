@@ -7,10 +7,11 @@ from typing import Any
 import numpy as np
 
 from golden.accumulate import signed_bits
+from golden.asymmetric_linear import AsymmetricLinearSpec
 from golden.linear import LinearSpec
 from golden.matmul import MatmulSpec
 from hwsim.networks.graph import FloatNode
-from hwsim.quantize.lowering.builder import ProgramBuilder
+from hwsim.quantize.lowering.builder import ChannelGrid, ProgramBuilder
 from hwsim.quantize.quantizers.uniform import HeadGrid, UniformGrid
 
 
@@ -23,11 +24,15 @@ def lower_linear(builder: ProgramBuilder, node: FloatNode) -> None:
     incoming, outgoing = builder.uniform(node.inputs[0]), builder.linear_output(node)
     weight = builder.calibration.weights[node.name]
     unit = incoming.scale * weight.scale
-    bias = np.rint(node.parameters["bias"].astype(np.float64) / unit).astype(np.int64)
-    bias -= incoming.zero_point * weight.codes.sum(axis=1)
     outputs, inputs = weight.codes.shape
+    offset = outgoing.offset * outgoing.scale if isinstance(outgoing, ChannelGrid) else 0.0
+    bias = np.rint((node.parameters["bias"].astype(np.float64) + offset) / unit).astype(np.int64)
+    bias -= incoming.zero_point * weight.centred.sum(axis=1)
     requantize, constants = builder.requantizer(node.name, unit / outgoing.scales(outputs), outgoing)
-    spec = LinearSpec(
+    if weight.zero_point is not None:
+        constants["zero_weight"] = weight.zero_point
+    kind = LinearSpec if weight.zero_point is None else AsymmetricLinearSpec
+    spec = kind(
         input_features=inputs,
         output_features=outputs,
         input_bits=incoming.bits,

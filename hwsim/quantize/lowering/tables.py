@@ -26,7 +26,8 @@ def lower_gelu(builder: ProgramBuilder, node: FloatNode) -> None:
     hidden, outgoing = builder.uniform(node.inputs[0]), builder.grid(node.name)
     x = hidden.values(torch.arange(hidden.highest + 1, dtype=torch.float64))
     table = outgoing.codes(torch.tensor([gelu(float(value)) for value in x], dtype=torch.float64)).numpy()
-    spec = LookupSpec(input_bits=hidden.bits, output_bits=outgoing.bits)
+    # A zero symbol is a code more than the bits have.
+    spec = LookupSpec(input_bits=hidden.bits, output_bits=outgoing.bits + hasattr(outgoing, "zero_symbol"))
     builder.emit(node.name, spec, node.inputs, {"table": table[None]})
 
 

@@ -8,8 +8,10 @@ from typing import Any
 from golden.errors import HwsimError
 from hwsim.quantize.quantizers.adalog import AdaLog
 from hwsim.quantize.quantizers.log2 import Log2
+from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, ShiftLogSqrt2
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.protocol import Quantizer
+from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog
 from hwsim.quantize.quantizers.twin import TwinGelu, TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
 
@@ -19,6 +21,9 @@ QUANTIZERS: dict[str, type[Any]] = {
     "pts": PowerOfTwo,
     "lis": Log2,
     "adalog": AdaLog,
+    "shift-adalog": ShiftAdaLog,
+    "log-sqrt2": LogSqrt2,
+    "shift-log-sqrt2": ShiftLogSqrt2,
     "twin-softmax": TwinSoftmax,
     "twin-gelu": TwinGelu,
 }

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from golden.adalog import (
+    BASE_DENOMINATOR,
     AdaLogMatmulSpec,
     AdaLogQuantizeSpec,
     adalog_tables,
@@ -18,11 +18,15 @@ from golden.adalog import (
     probability_scale,
 )
 from golden.errors import HwsimError
+from hwsim.quantize.quantizers.logarithm import code_values, codes_by_thresholds, log_boundaries
 from hwsim.quantize.quantizers.protocol import Observer
 
 if TYPE_CHECKING:
     from hwsim.networks.graph import FloatNode
     from hwsim.quantize.lowering.builder import ProgramBuilder
+
+# What the search tries, as published.
+SEARCHED_Q = range(10, 138)
 
 
 @dataclass(frozen=True)
@@ -45,13 +49,12 @@ class AdaLogGrid:
 
     def codes(self, x: Tensor) -> Tensor:
         """Codes of probabilities as float32 (the scale is fixed at 1)."""
-        position = (-torch.log2(x.clamp(min=1e-15)) * 37 / self.q).round()
-        return position.clamp(0, self.zero_symbol)
+        return codes_by_thresholds(x, log_boundaries(self.bits, self.q / BASE_DENOMINATOR, 1.0))
 
     def values(self, codes: Tensor) -> Tensor:
         shift, mantissa = adalog_tables(self.bits, self.q)
         entry = np.append(np.exp2(-shift.astype(np.float64)) * mantissa / ((2 << self.bits) - 2), 0.0)
-        return torch.from_numpy(entry.astype(np.float32)).to(codes.device)[codes.long()]
+        return code_values(entry, codes)
 
     def record(self) -> dict[str, Any]:
         return {"q": self.q}
@@ -93,30 +96,47 @@ class AdaLog:
     ----------
     bits : int
         2 to 8.
+    q : int
+        Numerator of log2 of the base, over 37, 10 to 137; 37 makes Log2 codes. 0 takes the best.
     """
 
     bits: int = 4
+    q: int = 0
 
     def __post_init__(self) -> None:
-        if not 2 <= self.bits <= 8:
-            raise HwsimError(f"AdaLog takes 2 to 8 attention bits, not {self.bits}")
+        check_adalog(self.bits, self.q)
 
     def observer(self) -> Observer:
-        return _AdaLogBase(self.bits)
+        return _AdaLogBase(self)
+
+
+def check_adalog(bits: int, q: int) -> None:
+    """Refuse a width or a base out of range.
+
+    Raises
+    ------
+    HwsimError
+        Names it.
+    """
+    if not 2 <= bits <= 8:
+        raise HwsimError(f"AdaLog takes 2 to 8 bits, not {bits}")
+    if q and q not in SEARCHED_Q:
+        raise HwsimError(f"AdaLog q must lie between {SEARCHED_Q[0]} and {SEARCHED_Q[-1]}, or be 0 (searched), not {q}")
 
 
 class _AdaLogBase:
-    CANDIDATES = range(10, 138)
-
-    def __init__(self, bits: int) -> None:
-        self.bits = bits
-        self.errors = [0.0] * len(self.CANDIDATES)
+    def __init__(self, quantizer: AdaLog) -> None:
+        self.bits = quantizer.bits
+        self.candidates = [quantizer.q] if quantizer.q else list(SEARCHED_Q)
+        self.errors = [0.0] * len(self.candidates)
 
     def update(self, x: Tensor) -> None:
-        for index, q in enumerate(self.CANDIDATES):
+        if len(self.candidates) == 1:
+            return
+        for index, q in enumerate(self.candidates):
             grid = AdaLogGrid(self.bits, q)
             self.errors[index] += float((x - grid.values(grid.codes(x))).square().sum())
 
     def grid(self, last: Tensor) -> AdaLogGrid:
         best = min(range(len(self.errors)), key=self.errors.__getitem__)
-        return AdaLogGrid(self.bits, self.CANDIDATES[best])
+        return AdaLogGrid(self.bits, self.candidates[best])

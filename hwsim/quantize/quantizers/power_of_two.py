@@ -90,7 +90,7 @@ class _PowerOfTwoFactor:
 
     def grid(self, last: Tensor) -> PowerOfTwoGrid:
         rows = last.reshape(-1, last.shape[-1])
-        low, high = self.range.settle(lambda low, high: rows.new_zeros(()))
+        low, high = self.range.settle(lambda ranges: rows.new_zeros(len(ranges)))
         largest, zero_point = asymmetric_grid(low, high, self.bits)
         base = float(torch.tensor(largest, dtype=torch.float32) / 8)
         errors = []

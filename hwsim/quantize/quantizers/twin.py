@@ -17,14 +17,13 @@ from torch import Tensor
 from golden.accumulate import signed_bits
 from golden.errors import HwsimError
 from golden.twin import TwinLinearSpec, TwinMatmulSpec, TwinQuantizeSpec
+from hwsim.quantize.quantizers.logarithm import GELU_DEPTH
 from hwsim.quantize.quantizers.protocol import Observer
 
 if TYPE_CHECKING:
     from hwsim.networks.graph import FloatNode
     from hwsim.quantize.lowering.builder import ProgramBuilder
 
-# The smallest value of GELU, which the negative range just covers.
-GELU_DEPTH = 0.16997124254703522
 # Ratios of the two softmax steps that the search tries: 2**0 to 2**19.
 SOFTMAX_SHIFTS = range(20)
 # A fine step of 2**-23 at most: what the integer softmax resolves.
@@ -193,14 +192,15 @@ class TwinGeluGrid:
             input_features=inputs,
             output_features=outputs,
             input_bits=self.bits,
-            weight_bits=weight.bits,
+            # Asymmetric weights less their zero points are signed and one bit wider.
+            weight_bits=weight.bits + (weight.zero_point is not None),
             bias_bits=signed_bits(int(bias.min()), int(bias.max())),
             overflow=builder.widths.overflow,
             requantize=requantize,
         )
         shifts = {"shift_negative": max(-shift, 0), "shift_positive": max(shift, 0)}
         builder.emit_narrowed(
-            node, spec, {"weight": weight.codes, "bias": bias, **shifts, **constants}, builder.widths.accumulator_bits
+            node, spec, {"weight": weight.centred, "bias": bias, **shifts, **constants}, builder.widths.accumulator_bits
         )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +15,8 @@ from hwsim.quantize.quantizers.protocol import Observer
 from hwsim.quantize.ranges import check_range, new_range
 
 FLOAT32_EPS = float(torch.finfo(torch.float32).eps)
+# Values of a search at once: on a processor they stay in its second-level cache.
+VALUES_AT_ONCE = {"cpu": 1 << 16}
 
 
 @dataclass(frozen=True)
@@ -132,19 +135,35 @@ class Uniform:
         check_range(self.range)
         if self.range != "minmax" and (self.symmetric or self.heads):
             raise HwsimError(f"a symmetric or per-head quantizer takes range=minmax, not {self.range}")
-        if self.heads and not self.symmetric:
-            raise HwsimError("a per-head quantizer must be symmetric")
 
     def observer(self) -> Observer:
-        return _Symmetric(self) if self.symmetric else _Asymmetric(self)
+        if self.symmetric:
+            return _Symmetric(self)
+        return _AsymmetricHeads(self.bits) if self.heads else _Asymmetric(self)
 
 
 def asymmetric_grid(low: Tensor, high: Tensor, bits: int) -> tuple[float, int]:
-    """Scale and zero point of a range: ``(high-low)/(2**bits-1)`` in float32, at least its epsilon."""
+    """Scale and zero point of a range: ``(high-low)/(2**bits-1)`` in float32, at least its epsilon.
+
+    The range of a constant is widened to 0, so that the constant has a code; the released code gives it
+    the smallest scale, whose codes end next to 0.
+    """
     levels = (1 << bits) - 1
+    if low == high:
+        low, high = low.clamp(max=0), high.clamp(min=0)
     scale = ((high - low) / levels).clamp(min=FLOAT32_EPS)
     zero_point = (0 - (low / scale).round()).clamp(0, levels)
     return float(scale), int(zero_point)
+
+
+def _squared_errors(x: Tensor, grids: Sequence[UniformGrid]) -> Tensor:
+    """Squared error of quantizing `x` on each grid, summed: float64 [grids]."""
+    sums = torch.zeros(len(grids), dtype=torch.float64, device=x.device)
+    values = x.reshape(-1)
+    for part in values.split(VALUES_AT_ONCE.get(x.device.type, max(1, len(values)))):
+        for index, grid in enumerate(grids):
+            sums[index] += (part - grid.values(grid.codes(part))).square().sum(dtype=torch.float64)
+    return sums
 
 
 class _Asymmetric:
@@ -156,12 +175,35 @@ class _Asymmetric:
         self.range.update(x)
 
     def grid(self, last: Tensor) -> UniformGrid:
-        def error(low: Tensor, high: Tensor) -> Tensor:
-            grid = UniformGrid(*asymmetric_grid(low, high, self.bits), self.bits)
-            return (last - grid.values(grid.codes(last))).square().mean()
+        def errors(ranges: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+            return _squared_errors(
+                last, [UniformGrid(*asymmetric_grid(*ends, self.bits), self.bits) for ends in ranges]
+            )
 
-        low, high = self.range.settle(error)
+        low, high = self.range.settle(errors)
         return UniformGrid(*asymmetric_grid(low, high, self.bits), self.bits)
+
+
+class _AsymmetricHeads:
+    """Minimum and maximum of each head."""
+
+    def __init__(self, bits: int) -> None:
+        self.bits = bits
+        self.ends: tuple[Tensor, Tensor] | None = None
+
+    def update(self, x: Tensor) -> None:
+        rows = x.movedim(-3, 0).flatten(1)
+        low, high = rows.amin(dim=1), rows.amax(dim=1)
+        if self.ends is not None:
+            low, high = torch.minimum(self.ends[0], low), torch.maximum(self.ends[1], high)
+        self.ends = low, high
+
+    def grid(self, last: Tensor) -> HeadGrid:
+        if self.ends is None:
+            raise HwsimError("calibration saw no batch; give at least one image")
+        heads = [asymmetric_grid(low, high, self.bits) for low, high in zip(*self.ends, strict=True)]
+        scale, zero_point = zip(*heads, strict=True)
+        return HeadGrid(np.array(scale, np.float32), np.array(zero_point, np.int64), self.bits)
 
 
 class _Symmetric:

@@ -22,7 +22,7 @@ from hwsim.quantize.search.alternate import Product, alternate
 from hwsim.quantize.search.candidates import Activation, Weight, grid_candidates
 from hwsim.quantize.search.record import Loss, Record, divergence_loss, drawn_class_loss, passes, record
 from hwsim.quantize.search.settings import ScaleSearch
-from hwsim.quantize.weights import QuantizedWeight
+from hwsim.quantize.weights import QuantizedWeight, SymmetricWeights
 
 if TYPE_CHECKING:
     from hwsim.quantize.calibrate import Calibration
@@ -65,7 +65,7 @@ def search_scales(
         gradient is zero on all images is searched with the metric mse.
     """
     search = calibration.recipe.search
-    if search is None:
+    if not isinstance(search, ScaleSearch):
         return calibration
     _check_weights(calibration.graph, calibration.recipe)
     state = _State(calibration, search, Interpreter(calibration.graph, device), images)
@@ -118,7 +118,7 @@ class _State:
         return node.name if node.name in self.grids else None
 
     def _candidates(self, point: str) -> list[Grid]:
-        quantizer = self.calibration.recipe.points[self.calibration.graph[point].role]
+        quantizer = self.calibration.recipe.quantizer_of(self.calibration.graph[point])
         return grid_candidates(self.grids[point], quantizer, self.search.factors)
 
     def _loss(self, loss: Loss) -> Loss | None:
@@ -196,7 +196,8 @@ class _State:
             gradient = None
         if node.operation == "linear":
             device = self.interpreter.device
-            weights = self.calibration.recipe.weights_of(node.role)
+            weights = self.calibration.recipe.weights_for(node)
+            assert isinstance(weights, SymmetricWeights)
             weight = Weight(node.parameters["weight"], weights, self.search.factors, device)
             bias = torch.from_numpy(node.parameters["bias"]).to(device)
             multiply = partial(_linear, bias)
@@ -251,7 +252,10 @@ def _check_weights(graph: FloatGraph, recipe: Recipe) -> None:
     for node in graph.nodes:
         if node.operation != "linear":
             continue
-        groups = recipe.weights_of(node.role).groups or 1
+        quantizer = recipe.weights_for(node)
+        if not isinstance(quantizer, SymmetricWeights):
+            raise HwsimError(f"recipe {recipe.name}: the search of scales takes symmetric weights ({node.name})")
+        groups = quantizer.groups or 1
         weight = node.parameters["weight"]
         for index, rows in enumerate(np.split(weight, groups) if len(weight) % groups == 0 else [weight]):
             if not rows.any():

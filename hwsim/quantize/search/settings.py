@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from golden.errors import HwsimError
 
+METHODS = ("fpcs", "released", "alternating", "brute-force")
 METRICS = ("hessian", "mse", "cosine")
 MODES = ("parallel", "sequential")
 
@@ -69,3 +70,52 @@ class ScaleSearch:
         """Multiples of the first step, rising."""
         width = (self.beta - self.alpha) / self.candidates
         return tuple(self.alpha + index * width for index in range(self.candidates))
+
+
+@dataclass(frozen=True)
+class PairSearch:
+    """Search of both parameters of every quantizer, layer by layer on float inputs (AdaLog).
+
+    Of each linear layer and product the two operands take turns; each is searched by the squared error of
+    the layer's output, see `hwsim.quantize.search.progressive`.
+
+    Parameters
+    ----------
+    method : {"fpcs", "released", "alternating", "brute-force"}
+        FPCS as the paper has it, zero points refined too; FPCS as released, scales alone refined; one
+        parameter after the other; all combinations.
+    candidates : int
+        Pairs that are tried in a step, n of the paper; of the other two methods, values of each parameter.
+    steps : int
+        Of FPCS, p of the paper.
+    beam, gelu_beam : int
+        Pairs that FPCS keeps, k of the paper, which does not say how many; behind GELU.
+    rounds : int
+        Turns of each operand.
+    values : int
+        Activations are judged by rows (tokens) of at most so many values in all, evenly spread; 0 takes all.
+
+    Raises
+    ------
+    HwsimError
+        A value out of range.
+    """
+
+    method: str = "fpcs"
+    candidates: int = 128
+    steps: int = 4
+    beam: int = 8
+    gelu_beam: int = 8
+    rounds: int = 3
+    values: int = 1 << 18
+
+    def __post_init__(self) -> None:
+        if self.method not in METHODS:
+            raise HwsimError(f"search method must be one of {', '.join(METHODS)}, not {self.method!r}")
+        if min(self.candidates, self.steps, self.beam, self.gelu_beam, self.rounds) < 1 or self.values < 0:
+            raise HwsimError("candidates, steps, beams and rounds of a search are at least 1, values at least 0")
+
+
+@dataclass(frozen=True)
+class PercentileSearch:
+    """Ranges by the percentiles of least squared error, layer by layer behind what is quantized (RepQ-ViT)."""

@@ -1,0 +1,50 @@
+"""Digests of what a figure depends on, so that a kept one is read only while nothing has changed."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from importlib.util import find_spec
+from pathlib import Path
+
+import numpy as np
+
+from hwsim.networks.graph import FloatGraph
+
+
+def code_digest(*packages: str) -> str:
+    """Short digest of the code of some packages, of "golden" and "hwsim" by default: they decide a program.
+
+    The command line of ``hwsim`` is left out.
+    """
+    digest = hashlib.sha256()
+    for package in packages or ("golden", "hwsim"):
+        spec = find_spec(package)
+        assert spec is not None
+        for folder in spec.submodule_search_locations or ():
+            for path in sorted(Path(folder).rglob("*.py")):
+                if "cli" not in path.relative_to(folder).parts:
+                    digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+def digest_of(code: str, graph: FloatGraph, arrays: Iterable[np.ndarray]) -> str:
+    """Digest of code, a network with its weights, and arrays such as images and labels.
+
+    Parameters
+    ----------
+    code : str
+        Digest of the code.
+    graph : FloatGraph
+    arrays : iterable of ndarray
+        In an order that is always the same.
+    """
+    digest = hashlib.sha256(code.encode())
+    for node in graph.nodes:
+        digest.update(f"{node.name} {node.operation} {sorted(node.attributes.items())}".encode())
+        for name in sorted(node.parameters):
+            digest.update(np.ascontiguousarray(node.parameters[name]).data)
+    for array in arrays:
+        digest.update(f"{array.dtype} {array.shape}".encode())
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

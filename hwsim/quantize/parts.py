@@ -1,0 +1,57 @@
+"""Recipes with single parts exchanged, written as text."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from golden.errors import HwsimError
+from hwsim.quantize.quantizers import parse_quantizer
+from hwsim.quantize.recipe import Recipe
+
+# Families of parts: what comes behind the dot is a role, or the name of a node of the graph.
+PREFIXES = ("point", "weights", "node", "node_weights")
+# What a part of a role is called when it is that of one node.
+NODE_PREFIX = {"point": "node", "weights": "node_weights"}
+
+
+def with_parts(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
+    """A recipe with other quantizers or weights at some roles or nodes; its name tells them.
+
+    Parameters
+    ----------
+    recipe : Recipe
+    parts : mapping of str to value
+        ``point.ROLE`` and ``node.NAME`` to a quantizer as text ("float" leaves the points in float),
+        ``weights.ROLE`` and ``node_weights.NAME`` to a width. Other fields are passed over.
+
+    Raises
+    ------
+    HwsimError
+        An unknown role or quantizer, or a value out of range.
+    """
+    points, weights = dict(recipe.points), dict(recipe.weights_at)
+    nodes, node_weights = dict(recipe.nodes), dict(recipe.node_weights)
+    name = recipe.name
+    for field, value in parts.items():
+        prefix, dot, place = field.partition(".")
+        if not dot or prefix not in PREFIXES:
+            continue
+        name += f" {field}={value}"
+        if prefix in ("point", "node"):
+            target: dict[str, Any] = points if prefix == "point" else nodes
+            if value != "float":
+                target[place] = parse_quantizer(str(value))
+            elif prefix == "node":
+                target[place] = None
+            elif target.pop(place, None) is None:
+                raise HwsimError(f"{field}=float: {recipe.name} has quantizers at {', '.join(points)}")
+        else:
+            if not isinstance(value, int) and not str(value).isdecimal():
+                raise HwsimError(f"{field}={value}: weights take a number of bits, such as 8")
+            if prefix == "weights":
+                weights[place] = replace(recipe.weights_of(place), bits=int(value))
+            else:
+                node_weights[place] = int(value)
+    return replace(recipe, name=name, points=points, weights_at=weights, nodes=nodes, node_weights=node_weights)

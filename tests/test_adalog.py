@@ -1,0 +1,436 @@
+"""AdaLog and RepQ-ViT: quantizers, searches, reparameterization, recipes, and their integer programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from conftest import small_swin
+from golden.errors import HwsimError
+from golden.published.adalog import adalog_dequantize, adalog_quantize
+from hwsim.audit import audit
+from hwsim.dump import dump_vectors
+from hwsim.execute import Executor
+from hwsim.networks.graph import FloatGraph, FloatNode
+from hwsim.networks.interpret import Interpreter, predict
+from hwsim.networks.swin_transformer import swin_transformer_graph
+from hwsim.program import save_program
+from hwsim.quantize.adalog import adalog, attention_table, component_table, gelu_table, main_table, repq_vit
+from hwsim.quantize.calibrate import calibrate
+from hwsim.quantize.fake_quant import FakeQuantNetwork
+from hwsim.quantize.lowering import lower
+from hwsim.quantize.quantizers import parse_quantizer
+from hwsim.quantize.quantizers.adalog import AdaLog, AdaLogGrid
+from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2Grid, ShiftLogSqrt2Grid
+from hwsim.quantize.quantizers.logarithm import GELU_DEPTH
+from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog, ShiftAdaLogGrid
+from hwsim.quantize.quantizers.uniform import HeadGrid, Uniform, UniformGrid
+from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.reparameterize import ChannelScales, reparameterizable, reparameterize
+from hwsim.quantize.search.layerwise import search_layers
+from hwsim.quantize.search.output_error import OutputError, some_rows
+from hwsim.quantize.search.pairs import UniformOperand
+from hwsim.quantize.search.percentile import least_error_range
+from hwsim.quantize.search.progressive import Space, alternating, brute_force, progressive
+from hwsim.quantize.search.settings import PairSearch
+from hwsim.quantize.weights import AsymmetricWeights
+from hwsim.unit_vectors import unit_vectors
+
+RNG = np.random.default_rng(11)
+
+
+def quick(recipe: Recipe, **changes: object) -> Recipe:
+    """The recipe with a search that tries little."""
+    assert isinstance(recipe.search, PairSearch)
+    search = dataclasses.replace(recipe.search, **{"candidates": 32, "steps": 2, "rounds": 1, **changes})  # type: ignore[arg-type]
+    return dataclasses.replace(recipe, search=search)
+
+
+# --- quantizers ---
+
+
+@pytest.mark.parametrize(
+    ("bits", "q", "scale"), [(3, 40, 1.7), (4, 20, 3.25), (4, 37, 0.9), (6, 12, 2.0), (8, 10, 1.0)]
+)
+def test_shifted_codes_are_the_published_ones_of_shifted_values(bits: int, q: int, scale: float) -> None:
+    grid = ShiftAdaLogGrid(bits, q, float(np.float32(scale)))
+    x = np.concatenate([RNG.uniform(-GELU_DEPTH, 4, 4000), RNG.uniform(-GELU_DEPTH, -GELU_DEPTH + 1e-3, 500)])
+    expected = adalog_quantize(x + GELU_DEPTH, bits, q, grid.scale)
+    codes = grid.codes(torch.from_numpy(x)).numpy()
+    assert np.array_equal(codes, np.where(expected < 0, 1 << bits, expected))
+    values = grid.values(torch.from_numpy(codes)).numpy()
+    exact = adalog_dequantize(expected, bits, q, grid.scale) - GELU_DEPTH
+    np.testing.assert_allclose(values, exact, rtol=1e-6, atol=1e-6)
+
+
+def test_adalog_probabilities_have_the_published_codes() -> None:
+    x = np.concatenate([RNG.dirichlet(np.ones(50), 20).ravel(), [0.0, 1.0]])
+    codes = AdaLogGrid(4, 25).codes(torch.from_numpy(x)).numpy()
+    expected = adalog_quantize(x, 4, 25)
+    # Released, a probability of 0 is clamped to 1e-15; at 4 bits that is past the last code.
+    assert np.array_equal(codes, np.where(expected < 0, 16, expected))
+
+
+def test_base_two_is_the_log2_quantizer() -> None:
+    x = torch.from_numpy(RNG.uniform(0, 1, 3000))
+    grid = AdaLogGrid(3, 37)
+    codes = grid.codes(x)
+    expected = (-torch.log2(x)).round()
+    assert torch.equal(codes, expected.clamp(0, 8).float())
+    assert torch.equal(grid.values(codes), torch.where(codes < 8, torch.exp2(-codes), 0.0))
+
+
+def test_log_sqrt2_is_the_released_formula() -> None:
+    x = torch.from_numpy(RNG.uniform(0, 1, 3000))
+    grid = LogSqrt2Grid(4, 0.75)
+    codes = grid.codes(x)
+    position = (-2 * torch.log2(x / 0.75)).round()
+    assert torch.equal(codes, torch.where(position >= 16, 16, position.clamp(min=0)).float())
+    even = torch.where(codes % 2 == 0, 1.0, 2**0.5)
+    released = torch.where(codes < 16, 0.75 * torch.exp2(-torch.ceil(codes / 2)) * even, 0.0)
+    torch.testing.assert_close(grid.values(codes), released)
+    shifted = ShiftLogSqrt2Grid(4, 0.75)
+    torch.testing.assert_close(shifted.values(codes), released - GELU_DEPTH)
+
+
+def test_weights_have_a_zero_point_each_channel() -> None:
+    weight = RNG.normal(0, 1, (5, 40)).astype(np.float32) + np.arange(5, dtype=np.float32)[:, None]
+    quantized = AsymmetricWeights(4).quantize(weight)
+    assert quantized.zero_point is not None
+    for row in range(5):
+        low, high = min(0.0, float(weight[row].min())), max(0.0, float(weight[row].max()))
+        step = (high - low) / 15
+        assert quantized.scale[row] == pytest.approx(step, rel=1e-6)
+        assert quantized.zero_point[row] == round(-low / step)
+        assert np.abs(quantized.values()[row] - weight[row]).max() <= step / 2 * 1.001
+    assert (quantized.codes >= 0).all()
+    assert (quantized.codes <= 15).all()
+
+
+def test_uniform_grids_a_head_take_each_heads_range() -> None:
+    x = torch.from_numpy(RNG.normal(0, 1, (3, 2, 5, 4)) * np.array([1, 8])[:, None, None]).float()
+    observer = Uniform(4, heads=True).observer()
+    observer.update(x)
+    grid = observer.grid(x)
+    assert isinstance(grid, HeadGrid)
+    for head in range(2):
+        values = x[:, head]
+        step = (values.max() - values.min()) / 15
+        assert grid.scale[head] == pytest.approx(float(step))
+        assert grid.zero_point[head] == round(-float(values.min() / step))
+
+
+@pytest.mark.parametrize("text", ["adalog:9", "adalog:1", "adalog:4,q=9", "adalog:4,q=138", "shift-adalog:4,q=200"])
+def test_widths_and_bases_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(HwsimError, match=r"AdaLog (takes 2 to 8 bits|q must lie between 10 and 137)"):
+        parse_quantizer(text)
+
+
+@pytest.mark.parametrize("text", ["log-sqrt2:9", "shift-log-sqrt2:1"])
+def test_log_sqrt2_widths_out_of_range_are_refused(text: str) -> None:
+    with pytest.raises(HwsimError, match="log-sqrt2 quantizer takes 2 to 8 bits"):
+        parse_quantizer(text)
+
+
+def test_an_activation_below_the_shift_is_refused(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    recipe = quick(adalog("4/4/4"))
+    recipe = dataclasses.replace(recipe, points={**recipe.points, "context": ShiftAdaLog(4)})
+    with pytest.raises(
+        HwsimError, match=r"blocks\.0\.attn\.context: shift-adalog codes take values of at least -0\.17"
+    ):
+        calibrate(small_graph, small_images[:4], recipe)
+
+
+# --- searches ---
+
+
+def bowl(scale: float, zero: int) -> tuple[object, Space]:
+    """A cost whose only minimum is at (scale, zero)."""
+
+    def cost(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return ((first - scale) ** 2 * 50 + (second - zero) ** 2 / 10).double()
+
+    return cost, Space(torch.tensor([0.5]), torch.tensor([2.0]), tuple(range(0, 64, 4)), 0, 63)
+
+
+def test_refining_both_parameters_finds_what_the_released_search_cannot() -> None:
+    cost, space = bowl(1.234, 21)
+    settings = {"candidates": 128, "steps": 5}
+    both = progressive(cost, space, beam=8, refine_second=True, **settings)  # type: ignore[arg-type]
+    assert float(both.second) == 21
+    assert float(both.first) == pytest.approx(1.234, abs=2e-3)
+    scale_alone = progressive(cost, space, beam=16, refine_second=False, **settings)  # type: ignore[arg-type]
+    assert float(scale_alone.second) == 20
+    assert both.tried <= 5 * 128
+
+
+def test_brute_force_tries_all_and_alternating_turns() -> None:
+    cost, space = bowl(1.25, 21)
+    whole = brute_force(cost, space, candidates=31)  # type: ignore[arg-type]
+    assert (float(whole.first), float(whole.second)) == (1.25, 21)
+    assert whole.tried == 31 * 31
+    turns = alternating(cost, space, candidates=64, rounds=2, start=torch.tensor([0.0]))  # type: ignore[arg-type]
+    assert float(turns.second) == 21
+    assert turns.tried == 2 * (64 + 64)
+
+
+@pytest.mark.parametrize("group", ["tensor", "head", "row"])
+@pytest.mark.parametrize("columns", [3, 20])
+def test_output_error_is_the_squared_error_of_the_product(group: str, columns: int) -> None:
+    """Its differences between candidates, against the product itself; with few columns and with many."""
+    rows = torch.from_numpy(RNG.normal(size=(2, 3, 5, 7)))
+    other = torch.from_numpy(RNG.normal(size=(2, 3, 7, columns)))
+    rounded = (other * 2).round() / 2
+    error = OutputError(rows, group, rounded, rows @ (rounded - other))
+    axes = {"tensor": (0, 1, 2, 3), "head": (0, 2, 3), "row": (0, 1, 3)}[group]
+    costs, exact = [], []
+    for step in (0.2, 0.5):
+        quantized = (rows / step).round() * step
+        costs.append(error(quantized))
+        exact.append((quantized @ rounded - rows @ other).square().sum(dim=axes).reshape(-1))
+    torch.testing.assert_close(costs[1] - costs[0], exact[1] - exact[0])
+
+
+def test_operand_finds_the_best_of_all_pairs() -> None:
+    """Brute force over zero points and steps in NumPy gives the same grid."""
+    x = RNG.gamma(1.0, 1.0, (1, 1, 40, 8)).astype(np.float32) - 1
+    search = PairSearch("brute-force", candidates=16)
+    operand = UniformOperand(torch.from_numpy(x), 3, "tensor", search, zero_points=8)
+    operand.search(None)
+    best = None
+    for zero in range(8):
+        for scale in operand.space.firsts(16)[:, 0].numpy():
+            values = (np.clip(np.rint(x / scale) + zero, 0, 7) - zero) * scale
+            cost = float(((values - x).astype(np.float64) ** 2).sum())
+            if best is None or cost < best[0]:
+                best = cost, float(scale), zero
+    assert best is not None
+    grid = operand.grid()
+    assert isinstance(grid, UniformGrid)
+    assert (grid.scale, grid.zero_point) == best[1:]
+
+
+def test_some_rows_are_spread_evenly() -> None:
+    assert some_rows(torch.zeros(2, 3, 10, 4), 0).tolist() == list(range(10))
+    assert some_rows(torch.zeros(2, 3, 10, 4), 24 * 5).tolist() == [0, 2, 4, 6, 8]
+    assert some_rows(torch.zeros(2, 3, 10, 4), 1).tolist() == [0]
+
+
+def test_percentiles_of_least_error_are_those_of_numpy() -> None:
+    x = RNG.normal(size=(3, 5000)).astype(np.float32)
+    x[1, :3] = 50
+    scale, zero_point = (found.numpy() for found in least_error_range(torch.from_numpy(x), 4))
+    for row in range(3):
+        tried = []
+        for share in (0.999, 0.9999, 0.99999):
+            low, high = np.quantile(x[row], 1 - share), np.quantile(x[row], share)
+            step = np.float32((high - low) / 15)
+            zero = np.rint(-low / step)
+            values = (np.clip(np.rint(x[row] / step) + zero, 0, 15) - zero) * step
+            tried.append((((values - x[row]) ** 2).mean(), step, zero))
+        _, step, zero = min(tried)
+        assert scale[row] == pytest.approx(step, rel=1e-4)
+        assert zero_point[row] == zero
+
+
+@pytest.mark.parametrize(("field", "value"), [("method", "beam"), ("candidates", 0), ("steps", 0), ("values", -1)])
+def test_settings_are_checked(field: str, value: object) -> None:
+    with pytest.raises(HwsimError, match="search"):
+        PairSearch(**{field: value})  # type: ignore[arg-type]
+
+
+# --- reparameterization ---
+
+
+def test_reparameterized_network_computes_the_same(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """A gamma of 0 too, which the released code divides by."""
+    nodes = []
+    for node in small_graph.nodes:
+        if node.name == "blocks.1.norm1":
+            gamma = node.parameters["weight"].copy()
+            gamma[5] = 0
+            node = dataclasses.replace(node, parameters={**node.parameters, "weight": gamma})
+        nodes.append(node)
+    graph = dataclasses.replace(small_graph, nodes=tuple(nodes))
+    found = {
+        name: ChannelScales(RNG.uniform(0.05, 2, 24), RNG.integers(-3, 16, 24), RNG.normal(0, 1, 24))
+        for name in reparameterizable(graph)
+    }
+    assert set(found) == {f"blocks.{block}.norm{norm}" for block in range(2) for norm in (1, 2)}
+    changed, joint = reparameterize(graph, found)
+    before, after = (predict(Interpreter(g), small_images) for g in (graph, changed))
+    np.testing.assert_allclose(after, before, atol=2e-4)
+    assert np.isfinite(changed["blocks.1.norm1"].parameters["weight"]).all()
+    assert not changed["blocks.1.attn.qkv"].parameters["weight"][:, 5].any()
+    assert all(isinstance(zero_point, int) for _, zero_point in joint.values())
+    # The codes of the channels are those of the joint grid on the changed network.
+    values: dict[tuple[str, str], torch.Tensor] = {}
+    for which, network in (("before", graph), ("after", changed)):
+
+        def keep(node: FloatNode, value: torch.Tensor, which: str = which) -> torch.Tensor:
+            return values.setdefault((which, node.name), value)
+
+        Interpreter(network).run(small_images[:4], after=keep)
+    name = "blocks.0.norm1"
+    scales, (scale, zero_point) = found[name], joint[name]
+    own = np.rint((values["before", name].double().numpy() - scales.centre) / scales.scale) + scales.zero_point
+    shared = np.rint(values["after", name].double().numpy() / scale) + zero_point
+    assert (own == shared).mean() > 0.999
+    gamma = changed["blocks.1.norm1"].parameters["weight"].copy()
+    gamma[0] *= 1.5
+    broken = tuple(
+        dataclasses.replace(node, parameters={**node.parameters, "weight": gamma})
+        if node.name == "blocks.1.norm1"
+        else node
+        for node in changed.nodes
+    )
+    wrong = predict(Interpreter(dataclasses.replace(changed, nodes=broken)), small_images)
+    assert np.abs(wrong - before).max() > 1e-2
+
+
+# --- recipes and programs ---
+
+PROGRAMS = {
+    "repq-vit": repq_vit("4/4/4"),
+    "adalog": quick(adalog("4/4/4")),
+    "adalog 3/3/3 as released": quick(adalog("3/3/3", method="released")),
+    "adalog log-sqrt2": quick(adalog("4/4/4", attention="log-sqrt2", gelu="log-sqrt2")),
+    "adalog log2 6/6/3": quick(adalog("6/6/3", attention="log2", gelu="log2")),
+    "adalog twin": quick(adalog("6/6/6", attention="twin", gelu="twin", method="alternating")),
+    "adalog uniform": quick(adalog("6/6/6", attention="uniform", gelu="uniform")),
+}
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
+def test_program_follows_fake_quant(name: str, small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    calibration = calibrate(small_graph, small_images, PROGRAMS[name])
+    program = lower(calibration)
+    fast, slow = (Executor(program, backend).run(small_images[:2], keep=None)[1] for backend in ("numba", "reference"))
+    for node, array in slow.items():
+        assert np.array_equal(fast[node], array), node
+    result = audit(calibration, program, small_images)
+    for point in result.points:
+        assert point.local.mean < 0.06, point
+        assert point.local.largest <= 1, point
+    assert result.same_prediction > 0.9
+
+
+def test_units_see_heads_and_linear_layers_as_plain_products(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """What the vectors say is checked when they are built; here that nothing of the layer is missing."""
+    program = lower(calibrate(small_graph, small_images[:8], PROGRAMS["adalog"]))
+    nodes = [node for node in program.nodes if node.name in ("blocks.0.attn.context", "blocks.0.mlp.fc2")]
+    whole = {vectors.layer: vectors for vectors in dump_vectors(program, small_images, [0, 3], nodes)}
+    seen = list(unit_vectors(dump_vectors(program, small_images, [0, 3], nodes)))
+    heads = [vectors for vectors in seen if vectors.layer.startswith("blocks.0.attn.context.head")]
+    products = [vectors for vectors in heads if vectors.spec.kind == "adalog_matmul"]
+    context = whole["blocks.0.attn.context"]
+    if context.spec.kind == "adalog_decode":  # its decoder comes last under the same name
+        (context,) = (
+            v for v in dump_vectors(program, small_images, [0, 3], nodes[:1]) if v.spec.kind == "adalog_matmul"
+        )
+    for vectors in products:
+        assert np.array_equal(vectors.spec.compute(vectors.constants, *vectors.inputs), vectors.output)
+    assert np.array_equal(np.stack([vectors.output for vectors in products], axis=-3), context.output)
+    product, decoder = (vectors for vectors in seen if vectors.layer == "blocks.0.mlp.fc2")
+    linear = whole["blocks.0.mlp.fc2"]
+    assert (product.spec.kind, decoder.spec.kind) == ("adalog_matmul", "adalog_decode")
+    assert product.accumulator is not None
+    assert linear.accumulator is not None
+    assert np.array_equal(product.accumulator + linear.constants["bias"], linear.accumulator)
+
+
+def test_eight_bits_do_not_collapse(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    logits = predict(Interpreter(small_graph), small_images).argmax(axis=1)
+    for method in ("fpcs", "released"):
+        calibration = calibrate(small_graph, small_images, quick(adalog("8/8/8", method=method), steps=3))
+        assert (FakeQuantNetwork(calibration).predict(small_images).argmax(axis=1) == logits).mean() > 0.95
+
+
+def test_same_images_same_program(small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path) -> None:
+    for number in range(2):
+        save_program(lower(calibrate(small_graph, small_images[:8], PROGRAMS["adalog"])), tmp_path / str(number))
+    assert (tmp_path / "0").read_bytes() == (tmp_path / "1").read_bytes()
+
+
+def test_search_counts_what_it_tries(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    counts = {}
+    for method in ("fpcs", "alternating", "brute-force"):
+        recipe = quick(adalog("4/4/4", method=method), candidates=16)
+        counts[method] = search_layers(small_graph, small_images[:2], recipe).tried["blocks.0.attn.qkv"]
+    # Two operands, by themselves and in one turn each: 2 steps of 16, 16 and 16, and 16 times 16 pairs.
+    assert counts["alternating"] == 4 * 32
+    assert counts["brute-force"] == 4 * 256
+    assert 4 * 16 < counts["fpcs"] <= 4 * 32
+
+
+def test_points_that_are_no_operands_keep_their_quantizer(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    recipe = quick(adalog("4/4/4"))
+    recipe = dataclasses.replace(recipe, points={**recipe.points, "logits": Uniform(6)})
+    grid = calibrate(small_graph, small_images[:4], recipe).grids["head"]
+    assert isinstance(grid, UniformGrid)
+    assert grid.bits == 6
+
+
+def test_zero_weights_are_refused(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    nodes = tuple(
+        dataclasses.replace(node, parameters={**node.parameters, "weight": np.zeros_like(node.parameters["weight"])})
+        if node.name == "blocks.0.mlp.fc1"
+        else node
+        for node in small_graph.nodes
+    )
+    with pytest.raises(HwsimError, match=r"all weights of blocks\.0\.mlp\.fc1 are zero"):
+        calibrate(dataclasses.replace(small_graph, nodes=nodes), small_images[:4], quick(adalog("4/4/4")))
+
+
+def test_attention_rows_that_vanish_are_told(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """Two bits of base 2**(10/37) end at 2**-0.95: no row of 17 even probabilities has one above."""
+    parameters = {name: array.copy() for name, array in small_graph["blocks.0.attn.qkv"].parameters.items()}
+    for array in parameters.values():
+        array[:24] = 0  # queries: all scores are 0
+    nodes = tuple(
+        dataclasses.replace(node, parameters=parameters) if node.name == "blocks.0.attn.qkv" else node
+        for node in small_graph.nodes
+    )
+    recipe = quick(adalog("8/8/2"))
+    recipe = dataclasses.replace(recipe, points={**recipe.points, "attention": AdaLog(2, 10)})
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibrate(dataclasses.replace(small_graph, nodes=nodes), small_images[:4], recipe)
+    assert any("100.0 % of the rows of attention have zero symbols alone" in str(warning.message) for warning in caught)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bits": "4/4"}, "three integers"),
+        ({"attention": "lis"}, "attention quantizer must be one of"),
+        ({"gelu": "pts"}, "GELU quantizer must be one of"),
+        ({"method": "random"}, "search method must be one of"),
+        ({"rounds": 0}, "at least 1"),
+    ],
+)
+def test_recipes_refuse_what_they_do_not_know(options: dict[str, object], message: str) -> None:
+    with pytest.raises(HwsimError, match=message):
+        adalog(**options)  # type: ignore[arg-type]
+
+
+def test_tables_name_each_recipe_once() -> None:
+    for table, rows in ((main_table, 12), (component_table, 8), (attention_table, 10), (gelu_table, 5)):
+        recipes = table()
+        assert len(recipes) == len({recipe.name for recipe in recipes.values()}) == rows
+
+
+@pytest.mark.parametrize("name", ["repq-vit", "adalog"])
+def test_swin_becomes_a_program(name: str, small_images: np.ndarray) -> None:
+    graph = swin_transformer_graph(small_swin(), "swin", mean=(0.5,) * 3, std=(0.25,) * 3)
+    assert "layers.1.downsample.norm" in reparameterizable(graph)
+    calibration = calibrate(graph, small_images[:12], PROGRAMS[name])
+    program = lower(calibration)
+    fast, slow = (Executor(program, backend).run(small_images[:1], keep=None)[1] for backend in ("numba", "reference"))
+    assert all(np.array_equal(fast[node], array) for node, array in slow.items())
+    assert audit(calibration, program, small_images[:12]).same_prediction > 0.8
