@@ -1,0 +1,104 @@
+"""Cycles and area of a program from the units of `rtl`: what `hwsim.cost` cannot import."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hwsim.cost.accelerator import Accelerator
+from hwsim.cost.cycles import Cycles, UnitCycles, cycles
+from hwsim.cost.operations import input_shapes
+from hwsim.program import Program
+from rtl.allocation import Allocated, Layer, allocate, area, requantizer
+from rtl.synthesis.families import Family
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """The units of a program.
+
+    Attributes
+    ----------
+    units, requantizers : tuple of Allocated
+        Of layers that are a unit, and of those behind sums.
+    """
+
+    units: tuple[Allocated, ...]
+    requantizers: tuple[Allocated, ...]
+
+    @property
+    def all(self) -> tuple[Allocated, ...]:
+        return (*self.units, *self.requantizers)
+
+
+@dataclass(frozen=True)
+class UnitArea:
+    """Cells of one unit.
+
+    Attributes
+    ----------
+    kind : str
+    lanes, layers : int
+        Its lanes, and how many layers it serves.
+    cells : mapping of str to int
+        By resource of the family.
+    """
+
+    kind: str
+    lanes: int
+    layers: int
+    cells: Mapping[str, int]
+
+
+def hardware_of(program: Program, accelerator: Accelerator) -> Hardware:
+    """The loadable units that serve all layers of a program.
+
+    Raises
+    ------
+    HwsimError
+        A unit cannot be built.
+    """
+    layers = [
+        Layer(node.name, node.spec, node.constants, tuple(input_shapes(program, node)))
+        for node in program.nodes
+        if node.inputs
+    ]
+    behind = [requantizer(layer, program.shape(layer.name)) for layer in layers]
+    return Hardware(
+        tuple(allocate(layers, accelerator.lanes_for)),
+        tuple(allocate([layer for layer in behind if layer is not None], accelerator.lanes_for)),
+    )
+
+
+def unit_cycles(allocated: Sequence[Allocated]) -> dict[str, UnitCycles]:
+    """Cycles of every layer of some units, by its name."""
+    return {
+        layer.name: UnitCycles(each.cycles(layer), each.latency(layer)) for each in allocated for layer in each.layers
+    }
+
+
+def program_cycles(program: Program, accelerator: Accelerator) -> Cycles:
+    """Cycles of a program on an accelerator, with the cycles of its units; see `hwsim.cost.cycles.cycles`.
+
+    Raises
+    ------
+    HwsimError
+        A unit cannot be built, or the memory on the chip is too small.
+    """
+    hardware = hardware_of(program, accelerator)
+    return cycles(program, accelerator, unit_cycles(hardware.units), unit_cycles(hardware.requantizers))
+
+
+def program_area(hardware: Hardware, family: Family, folder: Path) -> list[UnitArea]:
+    """Cells of every unit, counted by Yosys or read from the folder where a count was kept.
+
+    Raises
+    ------
+    HwsimError
+        A tool is missing or fails, or a unit does not fit.
+    """
+    return [
+        UnitArea(each.kind, each.unit.lanes, len(each.layers), cells)
+        for each, cells in zip(hardware.all, area(hardware.all, family, folder=folder), strict=True)
+    ]
