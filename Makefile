@@ -1,5 +1,6 @@
 # make demo   sets everything up, then runs the main job
 # make test   sets everything up, then runs the linters and the tests
+# make bench  measures speed and memory (an idle machine, some minutes)
 #
 # PYTHON=python3.12 chooses the interpreter of .venv; JOBS=4 the test processes; PYTEST_ARGS="-k layernorm" some tests.
 
@@ -9,7 +10,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo test lint clean distclean
+.PHONY: setup demo bench test lint clean distclean
 
 setup: $(READY)
 	@echo "Ready. Next: make demo, make test, or $(VENV)/bin/hwsim --help"
@@ -20,6 +21,9 @@ $(READY): pyproject.toml tools/setup.sh
 
 demo: $(READY)
 	$(VENV)/bin/hwsim demo
+
+bench: $(READY)
+	$(VENV)/bin/hwsim bench
 
 lint: $(READY)
 	$(VENV)/bin/ruff check .

@@ -37,14 +37,16 @@ class CosimResult:
     mismatches : int
         Activations that differ or did not come, and broken rules of the stream.
     rows : int
+    begin : int
+        Cycle of its build in which the first beat was taken.
     cycles : int
         From the first beat taken to the last one given.
     cycles_per_row : float
         Sustained: between the ends of the first and the last row.
     first_mismatch : Mismatch or None
     waveform : Path or None
-        FST or VCD of the neighbourhood of the first mismatch of this build; view files of GTKWave (``.gtkw``)
-        and Surfer (``.sucl``) lie beside it.
+        FST or VCD of the neighbourhood of the first mismatch of this build, or of `waveform_at`; view
+        files of GTKWave (``.gtkw``) and Surfer (``.sucl``) lie beside it.
     verilog : Path
         The text that was simulated.
     stall_seed : int or None
@@ -55,6 +57,7 @@ class CosimResult:
     compared: int
     mismatches: int
     rows: int
+    begin: int
     cycles: int
     cycles_per_row: float
     first_mismatch: Mismatch | None
@@ -70,6 +73,7 @@ def cosimulate(
     build_dir: Path,
     stall_seed: int | None = None,
     waveform: bool = True,
+    waveform_at: int | None = None,
     max_workers: int | None = None,
 ) -> list[CosimResult]:
     """Run layers through hardware and compare every output element.
@@ -86,6 +90,9 @@ def cosimulate(
         Stalls both sides at random; without it both run at full rate.
     waveform : bool
         Leave a waveform of the neighbourhood of the first mismatch of a build.
+    waveform_at : int, optional
+        Leave a waveform of the neighbourhood of this cycle of each build where there is no mismatch;
+        its first layer has it.
     max_workers : int, optional
         Units that are built and run at the same time, by default one a processor.
 
@@ -113,7 +120,7 @@ def cosimulate(
         dice = np.random.default_rng(0)
         stimuli = [stimulus(unit, layer, dice) for layer in layers]
         cosimulation = Cosimulation(device_of(unit, names[key]), layers, stimuli, Path(build_dir).absolute(), tools)
-        return cosimulation.run(stall_seed, waveform)
+        return cosimulation.run(stall_seed, waveform, waveform_at)
 
     with ThreadPoolExecutor(max_workers or os.cpu_count()) as pool:
         found = list(pool.map(run, groups))
@@ -199,7 +206,7 @@ class Cosimulation:
             foreign=self.device.foreign,
         )
 
-    def run(self, stall_seed: int | None, waveform: bool) -> list[CosimResult]:
+    def run(self, stall_seed: int | None, waveform: bool, waveform_at: int | None = None) -> list[CosimResult]:
         """Play and compare all layers; see `cosimulate`."""
         simulator, bits = self.simulator(waveform=False), self.device.bits
         outcome = simulate(simulator, bits, self.plays, stall_seed=stall_seed, tools=self.tools, data=self.data)
@@ -211,6 +218,8 @@ class Cosimulation:
             assert mismatch is not None
             path = self._record(mismatch.cycle, stall_seed)
             results[wrong] = replace(results[wrong], waveform=path)
+        elif waveform_at is not None and wrong is None:
+            results[0] = replace(results[0], waveform=self._record(waveform_at, stall_seed))
         return results
 
     def _record(self, cycle: int, stall_seed: int | None) -> Path:
@@ -252,6 +261,7 @@ class Cosimulation:
             compared=int(expected.beats.keep.sum()),
             mismatches=mismatches,
             rows=expected.rows,
+            begin=int(played.taken_at[0]) if len(played.taken_at) else 0,
             cycles=cycles,
             cycles_per_row=float(ends[-1] - ends[0]) / (len(ends) - 1) if len(ends) > 1 else float(cycles),
             first_mismatch=first,

@@ -124,6 +124,15 @@ def test_a_wrong_table_entry_is_found_and_shown(
         path.unlink()
 
 
+def test_a_waveform_of_a_cycle_without_a_mismatch(build_dir: Path) -> None:
+    first, second = cosimulate(LAYERS[:2], lanes=2, build_dir=build_dir, waveform_at=300)
+    assert (first.mismatches, second.mismatches, second.waveform) == (0, 0, None)
+    assert first.waveform is not None
+    values = {variable.full_name: variable.tv for variable in pywellen.Waveform(str(first.waveform)).all_vars()}
+    counted = [int(value) for _, value in values["bench.cycle"]]
+    assert counted[0] <= 300 - BEFORE + 1 and counted[-1] >= 300 + AFTER - 1
+
+
 def test_without_the_headers_waveforms_are_vcd(tmp_path: Path) -> None:
     compiler = tmp_path / "c++"
     compiler.write_text("#!/bin/sh\nexit 1\n")

@@ -125,7 +125,7 @@ def test_a_waveform_is_named_from_the_folder_of_the_report(tmp_path, monkeypatch
     first = Mismatch("lookup", "gelu", 0, 7, 11, "5", "4", 99)
     # Cosimulation gives whole paths, the command line may have given a relative one.
     waveform = tmp_path / "out" / "cosim" / "lookup-cycle-99.vcd"
-    result = CosimResult("lookup", "gelu", 100, 1, 10, 110, 10.0, first, waveform, tmp_path / "lookup.v", 1)
+    result = CosimResult("lookup", "gelu", 100, 1, 10, 0, 110, 10.0, first, waveform, tmp_path / "lookup.v", 1)
     for output in (Path("out"), tmp_path / "out"):
         run = hardware._run(result, output)
         assert run.waveform == "cosim/lookup-cycle-99.vcd"

@@ -113,4 +113,4 @@ export UV_HTTP_TIMEOUT="${UV_HTTP_TIMEOUT:-300}"
 
 echo "setup: installing the package and its tools into $venv (some gigabytes; half a minute on a fast line)"
 # Compiled now, or every process would compile torch anew where PYTHONDONTWRITEBYTECODE is set.
-"$venv/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" --editable '.[calibrate,dev,fpga]'
+"$venv/bin/uv" pip install --compile-bytecode --python "$venv/bin/python" --editable '.[calibrate,cluster,dev,explore,fpga]'

@@ -9,9 +9,12 @@ import click
 
 from golden import __version__
 from golden.errors import HwsimError
+from hwsim.cli.bench import bench_command
 from hwsim.cli.bitstream import bitstream_command
 from hwsim.cli.calibrate import audit_command, calibrate_command
+from hwsim.cli.cost import cost_command
 from hwsim.cli.demo import demo_command
+from hwsim.cli.explore import explore_command, sensitivity_command
 from hwsim.cli.hardware import cosim_command
 from hwsim.cli.prove import prove_command
 from hwsim.cli.rtl import rtl_command
@@ -48,8 +51,12 @@ for command in (
     prove_command,
     bitstream_command,
     synth_command,
+    cost_command,
     train_command,
     table_command,
+    bench_command,
+    explore_command,
+    sensitivity_command,
 ):
     cli.add_command(command)
 

@@ -20,8 +20,21 @@ if TYPE_CHECKING:
     from sim_tests.ports import PortMap
 
 
-def hardware_nodes(program: Program, layers: Sequence[str], units: Sequence[str]) -> list[Node]:
+# Units whose work also lies in linear layers: their products, or the decoding of their codes.
+_ALSO_IN_LINEAR = ("adalog_matmul", "adalog_decode")
+
+
+def hardware_nodes(
+    program: Program, layers: Sequence[str], units: Sequence[str], *, products: bool = False
+) -> list[Node]:
     """Selected nodes that have a hardware unit.
+
+    Parameters
+    ----------
+    program, layers, units
+        See `hwsim.dump.select_nodes`.
+    products : bool
+        Also linear layers on AdaLog codes, whose products a unit makes, see `hwsim.unit_vectors`.
 
     Raises
     ------
@@ -34,7 +47,11 @@ def hardware_nodes(program: Program, layers: Sequence[str], units: Sequence[str]
     for unit in units:
         catalog.entry(unit)
     kinds = [unit for unit in units if unit != "adalog_decode"] + ["adalog_matmul"] * ("adalog_decode" in units)
-    chosen = [node for node in select_nodes(program, layers, kinds) if node.spec.kind in catalog.UNITS]
+    linear = {"adalog_linear"} if products else set()
+    present = {node.spec.kind for node in program.nodes}
+    if linear & present and (set(units) & set(_ALSO_IN_LINEAR)):
+        kinds = [kind for kind in kinds if kind != "adalog_matmul" or kind in present] + ["adalog_linear"]
+    chosen = [node for node in select_nodes(program, layers, kinds) if node.spec.kind in {*catalog.UNITS, *linear}]
     if not chosen:
         raise HwsimError(f"none of the chosen layers has a hardware unit; there are {', '.join(sorted(catalog.UNITS))}")
     return chosen
@@ -72,6 +89,12 @@ def unit_of(node: Node, unit: str) -> tuple[Any, dict[str, Any]]:
 )
 @click.option("--seed", default=1, show_default=True, type=int, help="Seed of the stalls.")
 @click.option(
+    "--waveform-at",
+    type=click.IntRange(0),
+    metavar="CYCLE",
+    help="Leave a waveform around this cycle of each unit, also without a mismatch.",
+)
+@click.option(
     "--verilog",
     "sources",
     multiple=True,
@@ -93,6 +116,7 @@ def cosim_command(
     lanes: int,
     stalls: str,
     seed: int,
+    waveform_at: int | None,
     sources: tuple[Path, ...],
     top: str | None,
     map_path: Path | None,
@@ -108,6 +132,8 @@ def cosim_command(
     """
     ports = _port_map(sources, top, map_path)
     if ports is not None:
+        if waveform_at is not None:
+            raise HwsimError("--waveform-at is for units of ours; others leave a waveform at their first mismatch")
         if units not in ((), (ports.unit,)):
             raise HwsimError(f"--unit {', '.join(units)}: {ports.path} says that the unit is a {ports.unit}")
         if lanes not in (1, ports.lanes):
@@ -119,7 +145,7 @@ def cosim_command(
         vectors = [read_vectors(path) for path in vector_files]
     else:
         program = open_program(program_path)
-        nodes = hardware_nodes(program, layers, units)
+        nodes = hardware_nodes(program, layers, units, products=True)
         vectors = program_vectors(program, nodes, units, parse_images(images_text), data)
     results: list[CosimResult] = []
     choices: dict[str, list[int | None]] = {"none": [None], "random": [seed], "both": [None, seed]}
@@ -130,7 +156,9 @@ def cosim_command(
     with progress("cosimulating", len(runs)) as done:
         for stall_seed in runs:
             if ports is None:
-                results += cosimulate(vectors, lanes=lanes, build_dir=output, stall_seed=stall_seed)
+                results += cosimulate(
+                    vectors, lanes=lanes, build_dir=output, stall_seed=stall_seed, waveform_at=waveform_at
+                )
             else:
                 results += cosimulate_foreign(
                     vectors, sources, str(top), ports, build_dir=output, stall_seed=stall_seed
@@ -161,11 +189,13 @@ def program_vectors(
 ) -> list[UnitVectors]:
     """Activations of nodes on images of a folder (default: the embedded test set); of all units, or of those named."""
     from hwsim.dump import dump_vectors
+    from hwsim.unit_vectors import unit_vectors
     from rtl import catalog
 
     images = evaluation_images(program, data, max(indices) + 1 if data is None else None).images
     wanted = set(units) or set(catalog.UNITS)
-    return [vectors for vectors in dump_vectors(program, images, indices, nodes) if vectors.spec.kind in wanted]
+    found = unit_vectors(dump_vectors(program, images, indices, nodes))
+    return [vectors for vectors in found if vectors.spec.kind in wanted]
 
 
 def show_results(results: Sequence[CosimResult]) -> None:
@@ -188,8 +218,8 @@ def show_results(results: Sequence[CosimResult]) -> None:
         if result.first_mismatch is not None:
             click.echo(f"first mismatch: {result.first_mismatch}")
             click.echo(f"Verilog: {_from_here(result.verilog)}")
-            if result.waveform is not None:
-                click.echo(f"waveform: {_from_here(result.waveform)} (open its .gtkw in GTKWave, its .sucl in Surfer)")
+        if result.waveform is not None:
+            click.echo(f"waveform: {_from_here(result.waveform)} (open its .gtkw in GTKWave, its .sucl in Surfer)")
     compared = sum(result.compared for result in results)
     wrong = sum(result.mismatches for result in results)
     cycles = sum(result.cycles for result in results)

@@ -60,27 +60,62 @@ def rtl_command(
     Beside the Verilog: a page of facts, a self-checking SystemVerilog bench with its .hex files
     (activations of the first test image), a FuseSoC core file and a Vivado script.
     """
-    from hwsim.networks.embedded import NETWORKS
-    from rtl import catalog, package, verilog
-
     program = open_program(program_path)
     nodes = hardware_nodes(program, layers, [unit])
+    if baked and len(nodes) != 1:
+        raise HwsimError(f"--baked takes the constants of one layer, {len(nodes)} are chosen; name one with --layer")
+    facts, files = write_unit(program, nodes, unit, lanes, output, name or unit, baked, data, bench_rows)
+    _show(facts)
+    shown = [file for file in files if not file.endswith(".hex")]
+    for file in shown:
+        click.echo(f"wrote {output / file}")
+    click.echo(f"and {len(files) - len(shown)} .hex files")
+    if bench_rows and not _has_images(program, data):
+        click.echo(f"no bench: {program.network} needs test images, give them with --data FOLDER")
+
+
+def _has_images(program: Program, data: Path | None) -> bool:
+    from hwsim.networks.embedded import NETWORKS
+
+    return data is not None or program.network in NETWORKS
+
+
+def write_unit(
+    program: Program,
+    nodes: Sequence[Node],
+    unit: str,
+    lanes: int,
+    output: Path,
+    module: str,
+    baked: bool = False,
+    data: Path | None = None,
+    bench_rows: int = 16,
+) -> tuple[Facts, list[str]]:
+    """Write the Verilog of the unit that serves some layers, and what a foreign flow needs with it.
+
+    Returns
+    -------
+    facts : Facts
+    files : list of str
+        Names in the folder.
+
+    Raises
+    ------
+    HwsimError
+        One unit cannot serve the layers, or a file cannot be written.
+    """
+    from rtl import catalog, package, verilog
+
     pairs = [unit_of(node, unit) for node in nodes]
     if baked:
-        if len(nodes) != 1:
-            raise HwsimError(
-                f"--baked takes the constants of one layer, {len(nodes)} are chosen; name one with --layer"
-            )
         spec, constants = pairs[0]
         hardware = catalog.entry(unit).unit(spec, lanes=lanes, constants=constants)
     else:
         hardware = catalog.covering(pairs, lanes=lanes)
-    module = name or unit
     facts = verilog.facts(hardware, module)
     files = {f"{module}.v": verilog.export(hardware, module), f"{module}.md": facts.markdown()}
     bench: Mapping[str, str] = {}
-    imageless = data is None and program.network not in NETWORKS
-    if bench_rows and not imageless:
+    if bench_rows and _has_images(program, data):
         bench = package.bench(hardware, module, _bench_layers(program, nodes, unit, hardware, bench_rows, data))
     files |= bench
     files[f"{module}.core"] = package.fusesoc_core(hardware, module, list(bench))
@@ -96,13 +131,7 @@ def rtl_command(
             files[f"{module}.{node.name}.constants.hex"] = text
     for file, text in files.items():
         write_atomically(output / file, text)
-    _show(facts)
-    shown = [file for file in files if not file.endswith(".hex")]
-    for file in shown:
-        click.echo(f"wrote {output / file}")
-    click.echo(f"and {len(files) - len(shown)} .hex files")
-    if bench_rows and imageless:
-        click.echo(f"no bench: {program.network} needs test images, give them with --data FOLDER")
+    return facts, list(files)
 
 
 def _bench_layers(

@@ -1,0 +1,59 @@
+"""How long a user waits: for the help, and for the first images of an evaluation."""
+
+from __future__ import annotations
+
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+from golden.errors import HwsimError
+from hwsim.bench.measure import Table
+
+HELP_LIMIT, EVALUATION_LIMIT = 0.3, 3.0
+
+_EVALUATE = """
+from hwsim.cli.source import evaluation_images, open_program
+from hwsim.execute import Executor
+program = open_program(None)
+Executor(program).predict(evaluation_images(program, None, 32).images)
+"""
+
+
+def first_call(rounds: int) -> Table:
+    """Seconds from the command to the help, and to the first 32 images, with the kernels compiled before and not."""
+    hwsim = "import sys; from hwsim.cli import main; sys.argv[1:] = ['--help']; main(['--help'])"
+    _seconds(_EVALUATE)  # calibrates the network and compiles its kernels
+    with tempfile.TemporaryDirectory() as folder:
+        measured = (
+            ("hwsim --help", HELP_LIMIT, [_seconds(hwsim) for _ in range(rounds)]),
+            ("first 32 images, kernels on disk", EVALUATION_LIMIT, [_seconds(_EVALUATE) for _ in range(rounds)]),
+            ("first 32 images, kernels compiled anew", None, [_seconds(_EVALUATE, {"NUMBA_CACHE_DIR": folder})]),
+        )
+    rows, figures = [], {}
+    for what, limit, times in measured:
+        clock, processor = (statistics.median(part) for part in zip(*times, strict=True))
+        rows.append((what, f"{clock:.2f}", f"{processor:.2f}", "" if limit is None else f"{limit}"))
+        figures[f"{what}, processor seconds"] = processor
+    return Table(
+        "First call",
+        ("what", "seconds", "processor seconds", "limit"),
+        tuple(rows),
+        f"A new process each, of the embedded network; median of {rounds}, the last once.",
+        figures,
+    )
+
+
+def _seconds(program: str, environment: dict[str, str] | None = None) -> tuple[float, float]:
+    """Seconds of the clock and of the processor."""
+    start, before = time.perf_counter(), os.times()
+    result = subprocess.run(
+        [sys.executable, "-c", program], env={**os.environ, **(environment or {})}, capture_output=True, text=True
+    )
+    if result.returncode:
+        raise HwsimError(f"a measured command failed: {result.stderr.strip().splitlines()[-1]}")
+    after = os.times()
+    processor = after.children_user + after.children_system - before.children_user - before.children_system
+    return time.perf_counter() - start, processor

@@ -1,0 +1,110 @@
+"""``hwsim bench``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from hwsim.cli.display import table
+from hwsim.cli.source import BUILD, open_program
+
+if TYPE_CHECKING:
+    from hwsim.bench.measure import Table
+    from hwsim.program import Program
+
+PARTS = ("networks", "units", "growth", "first-call")
+
+
+@click.command("bench")
+@click.option(
+    "--part", "parts", multiple=True, type=click.Choice(PARTS), help="What to measure.  [default: everything]"
+)
+@click.option(
+    "--program",
+    "programs",
+    multiple=True,
+    type=click.Path(path_type=Path),
+    help="Programs of the first part.  [default: the embedded network and DeiT-Tiny with random weights, both 8/8/4]",
+)
+@click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images a batch.")
+@click.option("--rounds", default=9, show_default=True, type=click.IntRange(2), help="Rounds of every measurement.")
+@click.option(
+    "--output",
+    type=click.Path(path_type=Path),
+    default=BUILD / "bench" / "speed.json",
+    show_default=True,
+    help="Results, compared with what the file held before; the tables as Markdown beside it.",
+)
+@click.option("--page", type=click.Path(path_type=Path), help="Also put the tables into this page, between its marks.")
+def bench_command(
+    parts: tuple[str, ...], programs: tuple[Path, ...], batch: int, rounds: int, output: Path, page: Path | None
+) -> None:
+    """Measure speed and memory beside PyTorch, onnxruntime, NumPy and apytypes.
+
+    Candidates run in turns, and medians and spreads are given, but a busy machine makes them worthless: a warning
+    tells. onnxruntime with onnx, and apytypes, are left out where they are not installed.
+    """
+    from hwsim.bench import report
+    from hwsim.bench.measure import NOISY, machine, noise
+
+    last = report.load(output)
+    described, spread = machine(), noise()
+    if spread > NOISY:
+        click.echo(
+            f"hwsim: the machine is too noisy to tell: runs of one fixed computation lie {100 * spread:.0f} % apart "
+            f"(load {described['load']}); measure again when it is idle",
+            err=True,
+        )
+    tables = []
+    for part in parts or PARTS:
+        result = _measurements(programs, batch, rounds)[part]()
+        table(result.columns, result.rows, title=result.title)
+        tables.append(result)
+        # What is measured is kept, whatever happens to the next part.
+        report.save(output, tables, described, spread)
+    for line in report.changes(tables, last):
+        click.echo(f"changed: {line}")
+    text = report.markdown(report.tables_of(output), described, spread)
+    output.with_suffix(".md").write_text(text)
+    if page is not None:
+        report.replace_section(page, text)
+    click.echo(f"results: {output}, {output.with_suffix('.md')}")
+
+
+def _measurements(programs: tuple[Path, ...], batch: int, rounds: int) -> dict[str, Callable[[], Table]]:
+    from hwsim.bench.first_call import first_call
+    from hwsim.bench.growth import growth
+    from hwsim.bench.networks import networks
+    from hwsim.bench.units import units
+
+    return {
+        "networks": lambda: networks(
+            [open_program(path) for path in programs] or [open_program(None), _deit_tiny()], batch, rounds
+        ),
+        "units": lambda: units(rounds),
+        "growth": lambda: growth(rounds),
+        "first-call": lambda: first_call(rounds),
+    }
+
+
+def _deit_tiny() -> Program:
+    """DeiT-Tiny with random weights, kept under build/: the time does not depend on them."""
+    import numpy as np
+
+    from hwsim.identity import code_digest
+    from hwsim.networks.load import load_network
+    from hwsim.program import load_program, save_program
+    from hwsim.quantize.calibrate import calibrate
+    from hwsim.quantize.lowering import lower
+    from hwsim.quantize.recipe import fq_vit
+
+    name = "deit_tiny_patch16_224"
+    path = BUILD / "programs" / f"{name}-random-fq-vit-8-8-4-{code_digest()}.safetensors"
+    if not path.exists():
+        graph = load_network(name, random_weights=0)
+        images = np.random.default_rng(0).integers(0, 256, (8, *graph.image_size), dtype=np.uint8)
+        save_program(lower(calibrate(graph, images, fq_vit(calibration_batch=8))), path)
+    return load_program(path)

@@ -1,0 +1,402 @@
+"""``hwsim explore`` and ``hwsim sensitivity``."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from golden.errors import HwsimError
+from hwsim.cli.cost import accelerator_options, parse_accelerator
+from hwsim.cli.display import table
+from hwsim.cli.source import BUILD, calibration_source, evaluation_images, network_options, with_options
+
+if TYPE_CHECKING:
+    from hwsim.cost.accelerator import Accelerator
+    from hwsim.explore.bench import Bench
+    from hwsim.explore.records import Record, Store
+    from hwsim.explore.sensitivity import Loss
+    from hwsim.explore.sweep import Backend
+    from hwsim.program import Program
+
+COSTS = ("constant_bytes", "cycles")
+
+bench_options = with_options(
+    network_options,
+    click.option(
+        "--on",
+        "on_data",
+        type=click.Path(path_type=Path),
+        help="Images to evaluate on.  [default: the embedded test set]",
+    ),
+    click.option("--on-images", type=click.IntRange(1), help="At most this many images to evaluate on."),
+    click.option("--fake-quant", is_flag=True, help="Measure the fake-quantized networks too."),
+    accelerator_options,
+    click.option("--area", is_flag=True, help="Count the cells of the units of every point with Yosys."),
+    click.option("--family", default="xilinx", show_default=True, help="Of the cells: xilinx, ecp5 or ice40."),
+    click.option("--ray", "ray_address", metavar="ADDRESS", help="Measure on a Ray cluster."),
+    click.option(
+        "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "explore", show_default=True, help="Folder."
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ProgramCosts:
+    """What a program costs, by the names that fronts are drawn against."""
+
+    accelerator: Accelerator
+    family: str | None
+    folder: Path
+
+    def __call__(self, program: Program) -> Mapping[str, float]:
+        """Bytes, operations, cycles, and cells where a family is given."""
+        from hwsim.cli.hardware_cost import hardware_of, program_area, program_cycles
+        from hwsim.cost.report import program_report
+        from rtl.synthesis import families
+
+        spent = program_cycles(program, self.accelerator)
+        report = program_report(program, spent)
+        sizes = report["bytes"]
+        costs: dict[str, float] = {
+            "weight_bytes": sizes["weights"],
+            "table_bytes": sizes["tables"],
+            "constant_bytes": sizes["all_constants"],
+            "activation_bytes": sizes["peak_activations"],
+            "operations": sum(each["count"] for each in report["operations"]),
+            "fixops": report["fixops"],
+            "cycles": spent.cycles,
+            "frames_a_second": spent.frames_a_second,
+            "traffic_bytes": spent.traffic,
+        }
+        if self.family is not None:
+            target = families.family(self.family)
+            found = program_area(hardware_of(program, self.accelerator), target, self.folder)
+            for name in target.resources:
+                costs[f"{self.family}_{name.lower()}"] = sum(each.cells[name] for each in found)
+        return costs
+
+
+def make_bench(
+    network: str,
+    checkpoint: Path | None,
+    architecture: str | None,
+    random_weights: int | None,
+    data: Path | None,
+    images: int | None,
+    seed: int,
+    on_data: Path | None,
+    on_images: int | None,
+    fake_quant: bool,
+    area: bool,
+    family: str,
+    accelerator: Mapping[str, Any],
+) -> Bench:
+    """The bench that the options describe.
+
+    Raises
+    ------
+    HwsimError
+        A network, data set, accelerator or family that is not there or does not fit.
+    """
+    from hwsim.explore.bench import Bench
+    from hwsim.identity import code_digest
+    from rtl.synthesis import families
+
+    families.family(family)
+    made = parse_accelerator(**accelerator)
+    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
+    evaluation = evaluation_images(graph, on_data, on_images)
+    costs = ProgramCosts(made, family if area else None, (BUILD / "synth" / "points").resolve())
+    setting = f"{made!r} {family if area else ''} {code_digest('rtl') if area else ''}"
+    return Bench(graph, image_set.images, evaluation, code_digest(), costs, setting, fake_quant)
+
+
+@click.command("explore")
+@bench_options
+@click.option(
+    "--vary",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUES",
+    help='A field of the recipe and its values, such as "weight_bits=4..8", "recipe=fq-vit,ptq4vit", '
+    '"point.gelu=uniform:6 twin-gelu:6".',
+)
+@click.option("--search", "kind", default="grid", show_default=True, help="grid, random or nsga2 (Optuna).")
+@click.option("--points", "count", type=click.IntRange(1), help="Points at most.  [default: the whole grid]")
+@click.option("--search-seed", default=0, show_default=True, type=int, help="Of random and nsga2.")
+@click.option(
+    "--against",
+    default=",".join(COSTS),
+    show_default=True,
+    help="Costs that fronts are drawn against and that nsga2 makes small.",
+)
+@click.option("--pick", metavar="ID", help="Write the program and the Verilog of a finished point.")
+def explore_command(
+    settings: tuple[str, ...],
+    kind: str,
+    count: int | None,
+    search_seed: int,
+    against: str,
+    pick: str | None,
+    ray_address: str | None,
+    output: Path,
+    **options: Any,
+) -> None:
+    """Measure many recipes on a network: accuracy, bytes, cycles and cells, and their Pareto fronts.
+
+    Writes a data frame (Parquet and CSV), the fronts as a picture and as an HTML page. Every point is kept as soon as
+    it is measured: a run that was stopped goes on where it was, and no point is measured twice.
+    """
+    from hwsim.explore.records import Store
+
+    bench = bench_of(options)
+    store = Store(output / "points", bench.setting)
+    if pick is not None:
+        _pick(bench, store, pick, output / "picked")
+        return
+    from hwsim.explore.search import proposals
+    from hwsim.explore.space import parse_space
+    from hwsim.explore.sweep import TOP1, sweep
+
+    space = parse_space(settings)
+    costs = [cost.strip() for cost in against.split(",") if cost.strip()]
+    search = proposals(kind, space, count, search_seed, 1 + len(costs))
+    backend = backend_of(ray_address)
+    with PointsBar(bench.graph.name) as bar:
+        records = sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
+    write_results(records, costs, bench, output)
+
+
+def bench_of(options: dict[str, Any]) -> Bench:
+    """The bench of a command's options, those of the accelerator among them."""
+    names = ("array", "mac_bits", "lanes_text", "memory", "bandwidth", "clock")
+    accelerator = {name: options.pop(name) for name in names}
+    return make_bench(**options, accelerator=accelerator)
+
+
+def backend_of(ray_address: str | None) -> Backend:
+    """Where points are measured: here, or on a Ray cluster."""
+    if ray_address is None:
+        from hwsim.explore.sweep import Local
+
+        return Local()
+    from hwsim.explore.cluster import Cluster
+
+    return Cluster(ray_address)
+
+
+def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench, output: Path) -> None:
+    """Data frame, fronts, and what to say about them.
+
+    Raises
+    ------
+    HwsimError
+        No point has figures.
+    """
+    from golden.files import write_atomically
+    from hwsim.explore.fronts import frame, pareto
+    from hwsim.explore.pages import front_page, front_picture
+
+    found = frame(records)
+    name = f"{bench.graph.name}"
+    write_atomically(output / f"{name}.csv", found.to_csv(index=False))
+    write_atomically(output / f"{name}.parquet", found.astype({"error": str}).to_parquet(index=False))
+    failed = [record for record in records if record.error]
+    for record in failed:
+        point = " ".join(f"{field}={value}" for field, value in record.point.items())
+        click.echo(f"no figures: {point}: {record.error}", err=True)
+    measured = [record for record in records if not record.error]
+    if not measured:
+        raise HwsimError(f"none of the {len(records)} points has figures; the reasons are in {output / name}.csv")
+    command = shlex.join(["hwsim", *sys.argv[1:]])
+    title = f"{name}: {len(measured)} recipes on {measured[0].images} images"
+    write_atomically(output / f"{name}.png", front_picture(measured, costs, title))
+    write_atomically(output / f"{name}.html", front_page(records, costs, title, command))
+    intervals = found.set_index("id")
+    for cost in costs:
+        rows = [
+            (
+                record.key,
+                " ".join(f"{field}={value}" for field, value in record.point.items()),
+                record.top1,
+                f"{intervals.top1_low[record.key]:.2f} - {intervals.top1_high[record.key]:.2f}",
+                record.costs[cost],
+                "yes" if better else "no",
+            )
+            for record, better in pareto(measured, cost)
+        ]
+        columns = ("id", "point", "top-1 %", "95 % interval", cost.replace("_", " "), "significantly better")
+        table(columns, rows, title=f"front against {cost.replace('_', ' ')}")
+    click.echo(f"{len(records)} points, {len(failed)} without figures")
+    click.echo(f"wrote {output / name}.csv, .parquet, .png and .html")
+
+
+@click.command("sensitivity")
+@bench_options
+@click.option("--recipe", default="fq-vit", show_default=True, help="Published system of the base.")
+@click.option("--bits", default="8/8/8", show_default=True, help="Widths of the base.")
+@click.option("--widths", default="6,4,3", show_default=True, help="Widths that every layer gets alone.")
+@click.option("--by", default="layer", show_default=True, help="Vary a layer or a block at a time.")
+@click.option(
+    "--budget",
+    default=1.0,
+    show_default=True,
+    type=click.FloatRange(0),
+    help="Points of top-1 that the mixed precision may lose.",
+)
+def sensitivity_command(
+    recipe: str, bits: str, widths: str, by: str, budget: float, ray_address: str | None, output: Path, **options: Any
+) -> None:
+    """Measure what every layer loses at every width, alone, and mix widths within a budget.
+
+    A layer is its weights and the point that it reads; all others stay as in the base. Points are kept and shared with
+    `hwsim explore`.
+    """
+    from golden.files import write_atomically
+    from hwsim.explore.records import Store
+    from hwsim.explore.search import at_once
+    from hwsim.explore.sensitivity import layers_of, losses, most_within, narrowed, narrowings, with_widths
+    from hwsim.explore.space import WIDTHS, unique
+    from hwsim.explore.sweep import sweep
+    from hwsim.quantize.recipe import parse_bits
+
+    try:
+        chosen = [int(width) for width in widths.split(",")]
+    except ValueError:
+        raise HwsimError(f"--widths must be numbers such as 6,4,3, not {widths!r}") from None
+    bench = bench_of(options)
+    store = Store(output / "points", bench.setting)
+    base = {"recipe": recipe, **dict(zip(WIDTHS, parse_bits(bits), strict=True))}
+    layers = layers_of(bench.graph, by)
+    keys = [(layer.name, width) for layer in layers for width in chosen]
+    points = [base, *(narrowed(base, layer, width) for layer in layers for width in chosen)]
+    with PointsBar(bench.graph.name) as bar:
+        backend = backend_of(ray_address)
+        first, *others = sweep(bench, at_once(points), store, backend, started=bar.started, progress=bar.done)
+        if first.error:
+            raise HwsimError(f"the base has no figures: {first.error}")
+        found = losses(first, dict(zip(keys, others, strict=True)))
+
+        def measured(chosen: Mapping[str, Loss]) -> Record:
+            point = unique([with_widths(base, layers, chosen)])
+            (record,) = sweep(bench, at_once(point), store, backend, started=bar.started, progress=bar.done)
+            return record
+
+        def lost(chosen: Mapping[str, Loss]) -> float:
+            record = measured(chosen)
+            return float("inf") if record.error else first.top1 - record.top1
+
+        steps = narrowings(found)
+        best = steps[most_within(steps, budget, lost)]
+        last = measured(best)
+    table(
+        ("layer", *(f"{width} bits" for width in chosen)),
+        [
+            (layer.name, *(_lost([loss for loss in found if (loss.layer, loss.bits) == (layer.name, width)])
+                           for width in chosen))
+            for layer in layers
+        ],
+        title=f"{bench.graph.name}, {first.recipe}: {first.top1:.2f} %; points lost by a layer alone "
+        "(* significant, exact McNemar test, 5 %)",
+    )  # fmt: skip
+    for (name, width), record in zip(keys, others, strict=True):
+        if record.error:
+            click.echo(f"no figures: {name} at {width} bits: {record.error}", err=True)
+    said = ", ".join(f"{name} {loss.bits}" for name, loss in best.items())
+    click.echo(f"mixed precision within {budget:g} points: {said or 'nothing can be narrowed'}")
+    sizes = first.costs["constant_bytes"], last.costs["constant_bytes"]
+    click.echo(
+        f"{last.top1:.2f} % ({last.top1 - first.top1:+.2f}), constants {sizes[1]:,.0f} bytes "
+        f"({100 * (1 - sizes[1] / sizes[0]):.1f} % less); id {last.key}"
+    )
+    import pandas as pd
+
+    path = output / f"{bench.graph.name}-sensitivity.csv"
+    columns = ["layer", "bits", "lost", "significant", "saved_bytes"]
+    lines = [{name: getattr(loss, name) for name in columns} for loss in found]
+    write_atomically(path, pd.DataFrame(lines, columns=columns).to_csv(index=False))
+    click.echo(f"wrote {path}")
+
+
+def _lost(found: Sequence[Loss]) -> str:
+    return f"{found[0].lost:+.2f}{'*' if found[0].significant else ''}" if found else "-"
+
+
+def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
+    """Program and Verilog of a finished point."""
+    from hwsim.cli.hardware import hardware_nodes
+    from hwsim.cli.rtl import write_unit
+    from hwsim.explore.space import recipe_of
+    from hwsim.program import save_program
+    from rtl import catalog
+
+    record = store.read(key)
+    if record is None:
+        known = len(list(store.folder.glob("*.json")))
+        raise HwsimError(f"there is no point {key} in {store.folder} ({known} are there); its id is in the data frame")
+    recipe = recipe_of(record.point)
+    if record.error or store.key(recipe) != key:
+        why = record.error or "it was measured with other images, another network or another version"
+        raise HwsimError(f"{key}: {why}; give the same options as to the exploration, or explore again")
+    program, _, _ = bench.prepare(recipe)
+    folder = output / key
+    save_program(program, folder / "program.safetensors")
+    click.echo(f"{record.recipe}: {record.top1:.2f} % of {record.images} images")
+    click.echo(f"wrote {folder / 'program.safetensors'}")
+    groups: dict[Any, list[Any]] = {}
+    for node in hardware_nodes(program, (), ()):
+        groups.setdefault(catalog.group_key(node.spec), []).append(node)
+    kinds: dict[str, int] = {}
+    for nodes in groups.values():
+        unit = nodes[0].spec.kind
+        place = kinds[unit] = kinds.get(unit, -1) + 1
+        module = f"{unit}_{place}" if place else unit
+        write_unit(program, nodes, unit, 1, folder / "rtl" / module, module)
+        click.echo(f"wrote {folder / 'rtl' / module}: {len(nodes)} layers")
+
+
+class PointsBar:
+    """Progress of a sweep on standard error: points done, time left, the last one's accuracy."""
+
+    def __init__(self, label: str) -> None:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+        from rich.progress import TimeRemainingColumn as TimeLeft
+
+        console = Console(stderr=True)
+        self.bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeLeft(),
+            TextColumn("{task.fields[last]}"),
+            console=console,
+            disable=not console.is_terminal,
+            transient=True,
+        )
+        self.task = self.bar.add_task(f"exploring {label}", total=0, last="")
+        self.total = 0
+
+    def __enter__(self) -> PointsBar:
+        self.bar.start()
+        return self
+
+    def __exit__(self, *details: object) -> None:
+        self.bar.stop()
+
+    def started(self, count: int) -> None:
+        """So many points more."""
+        self.total += count
+        self.bar.update(self.task, total=self.total)
+
+    def done(self, record: Record) -> None:
+        """One point is finished."""
+        last = "failed" if record.error else f"{record.recipe}: {record.top1:.2f} %"
+        self.bar.update(self.task, advance=1, last=last)

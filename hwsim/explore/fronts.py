@@ -1,0 +1,115 @@
+"""What came out of a sweep: a data frame, Pareto fronts, and what the differences are worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from hwsim.explore.records import Record
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+CONFIDENCE = 0.95
+
+
+def wilson(right: int, images: int) -> tuple[float, float]:
+    """Wilson's interval of an accuracy at 95 %, percent."""
+    from scipy.stats import binomtest
+
+    interval = binomtest(right, images).proportion_ci(CONFIDENCE, method="wilson")
+    return 100 * float(interval.low), 100 * float(interval.high)
+
+
+def same_accuracy(a: np.ndarray, b: np.ndarray) -> float:
+    """Probability that two programs of one accuracy differ as much as these do (exact McNemar test, two-sided).
+
+    Parameters
+    ----------
+    a, b : ndarray of bool [images]
+        Which of the same images each gets right.
+    """
+    from scipy.stats import binomtest
+
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    return float(binomtest(only_a, only_a + only_b).pvalue) if only_a + only_b else 1.0
+
+
+def on_front(values: np.ndarray) -> np.ndarray:
+    """Which rows are on the Pareto front: no other row is as good everywhere and better somewhere.
+
+    Parameters
+    ----------
+    values : ndarray [points, objectives]
+        All to be made small.
+
+    Returns
+    -------
+    ndarray of bool [points]
+        Of equal rows the first alone.
+    """
+    kept = np.zeros(len(values), bool)
+    order = np.lexsort(values.T[::-1])
+    for place in order:
+        rivals = values[kept]
+        kept[place] = not (rivals <= values[place]).all(axis=1).any()
+    return kept
+
+
+def frame(records: Sequence[Record]) -> pd.DataFrame:
+    """A row a point: its fields, accuracy with Wilson's interval, costs, error.
+
+    The column ``equals_best`` is true where the accuracy does not differ significantly from the best one's
+    (exact McNemar test on the same images, 5 %).
+    """
+    import pandas as pd
+
+    measured = [record for record in records if not record.error]
+    best = max(measured, key=lambda record: record.top1, default=None)
+    rows = []
+    for record in records:
+        row: dict[str, object] = {"id": record.key, **record.point, "recipe_name": record.recipe}
+        if not record.error:
+            assert best is not None
+            right = int(record.bits.sum())
+            low, high = wilson(right, record.images)
+            row |= {
+                "top1": record.top1,
+                "top1_low": low,
+                "top1_high": high,
+                "images": record.images,
+                "fake_quant_top1": record.fake_quant_top1,
+                "equals_best": same_accuracy(record.bits, best.bits) >= 1 - CONFIDENCE,
+                **record.costs,
+            }
+        rows.append({**row, "seconds": record.seconds, "error": record.error})
+    return pd.DataFrame(rows)
+
+
+def pareto(records: Sequence[Record], cost: str) -> list[tuple[Record, bool]]:
+    """The front of accuracy against a cost, from the cheapest point on.
+
+    Returns
+    -------
+    list of (Record, bool)
+        Is the point significantly better than the one before it that was (exact McNemar test, 5 %)?
+        The first always is.
+    """
+    measured = [record for record in records if not record.error and cost in record.costs]
+    if not measured:
+        return []
+    values = np.array([(float(record.costs[cost]), -record.top1) for record in measured])
+    front = sorted(
+        (record for record, on in zip(measured, on_front(values), strict=True) if on),
+        key=lambda record: record.costs[cost],
+    )
+    steps: list[tuple[Record, bool]] = []
+    last: Record | None = None
+    for record in front:
+        better = last is None or same_accuracy(last.bits, record.bits) < 1 - CONFIDENCE
+        steps.append((record, better))
+        if better:
+            last = record
+    return steps

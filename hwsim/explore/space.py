@@ -1,0 +1,170 @@
+"""Search spaces: fields of a recipe with the values that they may take."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from itertools import product
+from typing import Any
+
+import numpy as np
+
+from golden.errors import HwsimError
+from hwsim.quantize.parts import PREFIXES, with_parts
+from hwsim.quantize.recipe import Lowering, Recipe
+from hwsim.quantize.recipes import RECIPES
+
+# A point: the value of every field, in the order of the space.
+Point = Mapping[str, Any]
+
+DEFAULT_RECIPE = "fq-vit"
+WIDTHS = ("weight_bits", "activation_bits", "attention_bits")
+_NOT_OPTIONS = {"bits", "lowering"}
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
+_WORDS = {"yes": True, "true": True, "no": False, "false": False}
+
+
+@dataclass(frozen=True)
+class Space:
+    """Fields and the values that they may take.
+
+    Parameters
+    ----------
+    values : mapping of str to tuple
+        In the order given.
+
+    Raises
+    ------
+    HwsimError
+        No field, a field without values, one that no recipe has, or a value that it cannot take.
+    """
+
+    values: Mapping[str, tuple[Any, ...]]
+
+    def __post_init__(self) -> None:
+        if not self.values or not all(self.values.values()):
+            raise HwsimError("the search space is empty; name a field and its values, such as weight_bits=4,6,8")
+        known = option_fields()
+        for name, values in self.values.items():
+            if name == "recipe":
+                _check_values("recipe", values, RECIPES)
+            elif name not in WIDTHS and name not in known and name.partition(".")[0] not in PREFIXES:
+                names = ["recipe", *WIDTHS, *known, *(f"{prefix}." for prefix in PREFIXES)]
+                near = difflib.get_close_matches(name, names, 1, 0.5)
+                advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
+                raise HwsimError(f"there is no field {name!r} of a recipe; {advice}")
+
+    def __len__(self) -> int:
+        return int(np.prod([len(values) for values in self.values.values()], dtype=object))
+
+    def grid(self) -> list[Point]:
+        """Every point, without those that differ only in fields that their recipe does not have."""
+        return unique([dict(zip(self.values, choice, strict=True)) for choice in product(*self.values.values())])
+
+    def sample(self, count: int, seed: int) -> list[Point]:
+        """So many different points at random (fewer if the space has fewer)."""
+        dice = np.random.default_rng(seed)
+        if len(self) <= 1 << 20:
+            order = dice.permutation(len(self))
+            shape = [len(values) for values in self.values.values()]
+            indices = (np.unravel_index(place, shape) for place in order)
+            drawn: Sequence[Point] = [self._point(index) for index in indices]
+            return unique(drawn)[:count]
+        drawn = [self._point([dice.integers(len(v)) for v in self.values.values()]) for _ in range(4 * count)]
+        return unique(drawn)[:count]
+
+    def _point(self, indices: Sequence[Any]) -> Point:
+        return {name: values[int(i)] for (name, values), i in zip(self.values.items(), indices, strict=True)}
+
+
+def parse_space(settings: Sequence[str]) -> Space:
+    """A space from settings such as ``weight_bits=4..8`` or ``point.gelu=uniform:6 twin-gelu:6``.
+
+    Values are separated by commas, those of ``point.`` and ``node.`` fields, which may hold commas, by spaces.
+
+    Raises
+    ------
+    HwsimError
+        A setting without values, a field named twice, or see `Space`.
+    """
+    values: dict[str, tuple[Any, ...]] = {}
+    for setting in settings:
+        name, assigned, text = setting.partition("=")
+        if not assigned or not text.strip():
+            raise HwsimError(f"{setting!r} has no values; write FIELD=VALUE,VALUE,... such as weight_bits=4,6,8")
+        if name in values:
+            raise HwsimError(f"the field {name} is given twice; put all its values into one")
+        spaced = name.partition(".")[0] in ("point", "node")
+        parts = text.split() if spaced else re.split(r"[\s,]+", text.strip())
+        values[name] = tuple(dict.fromkeys(value for part in parts for value in _values(part)))
+    return Space(values)
+
+
+def _values(text: str) -> list[Any]:
+    if found := _RANGE.fullmatch(text):
+        first, last = map(int, found.groups())
+        return list(range(first, last + 1))
+    if text in _WORDS:
+        return [_WORDS[text]]
+    return [int(text)] if re.fullmatch(r"-?\d+", text) else [text]
+
+
+def option_fields() -> list[str]:
+    """Fields of the recipes and of the integer program, without the widths that every recipe has."""
+    names: dict[str, None] = {}
+    for recipe in RECIPES.values():
+        names |= dict.fromkeys(name for name in inspect.signature(recipe).parameters if name not in _NOT_OPTIONS)
+    return [*names, *(field.name for field in fields(Lowering))]
+
+
+def effective(point: Point) -> Point:
+    """A point without the fields that its recipe does not have."""
+    known = inspect.signature(RECIPES[point.get("recipe", DEFAULT_RECIPE)]).parameters
+    own = {name for name in option_fields() if name in known}
+    own |= {"recipe", *WIDTHS, *(field.name for field in fields(Lowering))}
+    return {name: value for name, value in point.items() if name in own or name.partition(".")[0] in PREFIXES}
+
+
+def unique(points: Sequence[Point]) -> list[Point]:
+    """Different points, reduced to what their recipes have."""
+    seen: dict[tuple[Any, ...], Point] = {}
+    for point in points:
+        reduced = effective(point)
+        seen.setdefault(tuple(reduced.items()), reduced)
+    return list(seen.values())
+
+
+def recipe_of(point: Point) -> Recipe:
+    """The recipe of a point.
+
+    Raises
+    ------
+    HwsimError
+        A value out of range, or fields that do not fit together.
+    """
+    point = effective(point)
+    system = point.get("recipe", DEFAULT_RECIPE)
+    make = RECIPES[system]
+    default = str(inspect.signature(make).parameters["bits"].default).split("/")
+    bits = "/".join(str(point.get(name, width)) for name, width in zip(WIDTHS, default, strict=True))
+    widths = {field.name: point[field.name] for field in fields(Lowering) if field.name in point}
+    special = {"recipe", *WIDTHS, *widths}
+    options = {
+        name: value for name, value in point.items() if name not in special and name.partition(".")[0] not in PREFIXES
+    }
+    try:
+        recipe = make(bits, **options, lowering=Lowering(**widths))
+    except TypeError as error:
+        raise HwsimError(f"{system}: {error}") from None
+    return with_parts(recipe, point)
+
+
+def _check_values(name: str, values: Sequence[Any], known: Mapping[str, Any]) -> None:
+    for value in values:
+        if value not in known:
+            near = difflib.get_close_matches(str(value), list(known), 1, 0.4)
+            advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
+            raise HwsimError(f"{name}: there is no {value!r}; {advice}")

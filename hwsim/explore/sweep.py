@@ -1,0 +1,146 @@
+"""Run a search: measure what is not known yet, keep everything at once."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+
+from golden.errors import HwsimError
+from hwsim.explore.bench import Bench
+from hwsim.explore.records import Record, Store, pack
+from hwsim.explore.search import Proposals
+from hwsim.explore.space import Point, effective, recipe_of
+from hwsim.quantize.recipe import Recipe
+
+TOP1 = "top1"
+
+
+@dataclass(frozen=True)
+class Job:
+    """A point to measure; the record lacks its figures yet."""
+
+    record: Record
+    recipe: Recipe
+
+
+class Backend(Protocol):
+    """Where points are measured."""
+
+    def measure(self, bench: Bench, jobs: Sequence[Job]) -> Iterator[Record]:
+        """Records of the jobs in any order, each as soon as it is there; one that fails has its error."""
+
+
+class Local:
+    """One point after the other in this process; each uses all cores."""
+
+    def measure(self, bench: Bench, jobs: Sequence[Job]) -> Iterator[Record]:
+        """See `Backend.measure`."""
+        for job in jobs:
+            start = time.perf_counter()
+            try:
+                program, costs, fake = bench.prepare(job.recipe)
+                correct = bench.correct(program, slice(None))
+            except Exception as error:  # a point that fails must not end the sweep
+                yield failed(job, error)
+            else:
+                yield finished(job, correct, costs, fake, time.perf_counter() - start)
+
+
+def finished(job: Job, correct: np.ndarray, costs: object, fake_quant_top1: float | None, seconds: float) -> Record:
+    """The record of a measured job."""
+    return replace(
+        job.record,
+        correct=pack(correct),
+        images=len(correct),
+        costs=dict(costs),  # type: ignore[call-overload]
+        fake_quant_top1=fake_quant_top1,
+        seconds=seconds,
+    )
+
+
+def failed(job: Job, error: BaseException) -> Record:
+    """The record of a job that has no figures."""
+    text = str(error) if isinstance(error, HwsimError) else f"{type(error).__name__}: {error}"
+    return replace(job.record, error=text or type(error).__name__)
+
+
+def sweep(
+    bench: Bench,
+    proposals: Proposals,
+    store: Store,
+    backend: Backend,
+    objectives: Sequence[str] = (TOP1,),
+    started: Callable[[int], None] = lambda count: None,
+    progress: Callable[[Record], None] = lambda record: None,
+) -> list[Record]:
+    """Measure all points that a search proposes; those in the store are read.
+
+    Parameters
+    ----------
+    bench : Bench
+    proposals : Proposals
+    store : Store
+    backend : Backend
+    objectives : sequence of str
+        What a search judges points by: "top1", which is to be large, and names of costs, which are to be small.
+    started : callable
+        Called with the number of different points of each batch.
+    progress : callable
+        Called with every record.
+
+    Returns
+    -------
+    list of Record
+        In the order proposed, each once; points that differ from an earlier one in nothing that matters are left out.
+
+    Raises
+    ------
+    HwsimError
+        A record cannot be written; those that are finished are kept.
+    """
+    known: dict[str, Record] = {}
+    order: dict[str, None] = {}
+    try:
+        points = next(proposals)
+        while True:
+            batch = [_job(store, point) for point in points]
+            order |= dict.fromkeys(job.record.key for job in batch)
+            different = {job.record.key: job for job in batch if job.record.key not in known}
+            started(len(different))
+            missing = []
+            for key, job in different.items():
+                record = job.record if job.record.error else store.read(key)
+                if record is None:
+                    missing.append(job)
+                else:
+                    known[key] = record
+                    progress(record)
+            for record in backend.measure(bench, missing):
+                store.write(record)
+                known[record.key] = record
+                progress(record)
+            points = proposals.send([_scores(known[job.record.key], objectives) for job in batch])
+    except StopIteration:
+        return [known[key] for key in order]
+
+
+def _job(store: Store, point: Point) -> Job:
+    point = dict(effective(point))
+    try:
+        recipe = recipe_of(point)
+    except HwsimError as error:
+        return Job(Record(store.key(point), point, error=str(error)), None)  # type: ignore[arg-type]
+    return Job(Record(store.key(recipe), point, recipe.name), recipe)
+
+
+def _scores(record: Record, objectives: Sequence[str]) -> tuple[float, ...] | None:
+    if record.error:
+        return None
+    for name in objectives:
+        if name != TOP1 and name not in record.costs:
+            raise HwsimError(f"there is no cost {name!r}; choose among {', '.join(record.costs)}")
+    return tuple(-record.top1 if name == TOP1 else float(record.costs[name]) for name in objectives)

@@ -1,0 +1,88 @@
+"""The benchmark's own arithmetic, files and command; the figures are those of `docs/speed.md`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from golden.errors import HwsimError
+from hwsim.bench import report
+from hwsim.bench.measure import Table, alternate, growth_exponent, median_and_spread, peak_memory, ratios
+from hwsim.cli import cli
+
+MACHINE = {"date": "d", "processor": "p", "cores": 2, "instructions": "i", "python": "3", "versions": {}, "load": 0.5}
+
+
+def table(value: float, title: str = "t") -> Table:
+    return Table(title, ("what", "rate"), (("a", value),), "note", {"rate of a": value})
+
+
+def test_candidates_run_in_turns() -> None:
+    calls: list[str] = []
+    times = alternate({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
+    assert "".join(calls) == "baabbaab"
+    assert [len(own.clock) for own in times.values()] == [3, 3]
+    assert all(second >= 0 for own in times.values() for second in own.clock + own.processor)
+
+
+def test_medians_ratios_and_exponents() -> None:
+    assert median_and_spread([1.0, 2.0, 3.0, 4.0, 5.0]) == (3.0, 0.5)
+    assert ratios([1.0, 2.0, 4.0], [2.0, 4.0, 8.0]) == (2.0, 0.0)
+    assert growth_exponent([1, 2, 4, 8], [3, 12, 48, 192]) == pytest.approx(2)
+
+
+def test_peak_memory_sees_an_array() -> None:
+    before = peak_memory()
+    np.ones(int(before + 100) << 17).sum()
+    assert before + 90 < peak_memory() < 2 * before + 400
+
+
+def test_results_are_kept_and_compared(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "speed.json"
+    assert report.load(path) == {}
+    report.save(path, [table(100.0), table(7.0, "other")], MACHINE, 0.1)
+    report.save(path, [table(150.0)], MACHINE, 0.1)
+    last = report.load(path)
+    assert [entry["title"] for entry in last["tables"]] == ["t", "other"]
+    assert report.figures_of({"tables": last["tables"][:1]}) == {"rate of a": 150.0}
+    assert report.changes([table(152.0)], {"tables": last["tables"][:1]}) == []
+    assert report.changes([table(75.0)], {"tables": last["tables"][:1]}) == ["rate of a: 150 before, 75 now (-50 %)"]
+
+
+def test_a_file_that_is_no_result(tmp_path: Path) -> None:
+    path = tmp_path / "speed.json"
+    for text in ("no json", "[]", '{"tables": [{}]}'):
+        path.write_text(text)
+        with pytest.raises(HwsimError, match="not the result of a benchmark"):
+            report.load(path)
+
+
+def test_the_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    page.write_text("nothing\n")
+    with pytest.raises(HwsimError, match="no line"):
+        report.replace_section(page, "x")
+    page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
+    text = report.markdown([table(3.0)], MACHINE, 0.5)
+    assert "| a | 3.0 |" in text
+    assert "noisy" in text
+    assert "noisy" not in report.markdown([table(3.0)], MACHINE, 0.01)
+    report.replace_section(page, text)
+    assert page.read_text() == f"before\n{report.BEGIN}\n{text}\n{report.END}\nafter\n"
+
+
+def test_the_command_measures_warns_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hwsim.bench.measure.noise", lambda: 0.9)
+    monkeypatch.setattr("hwsim.bench.units.units", lambda rounds: table(float(rounds), "Units"))
+    output = tmp_path / "speed.json"
+    result = CliRunner().invoke(cli, ["bench", "--part", "units", "--rounds", "2", "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    assert "too noisy" in result.output
+    assert json.loads(output.read_text())["tables"][0]["figures"] == {"rate of a": 2.0}
+    assert "### Units" in output.with_suffix(".md").read_text()
+    again = CliRunner().invoke(cli, ["bench", "--part", "units", "--rounds", "4", "--output", str(output)])
+    assert "changed: rate of a: 2 before, 4 now (+100 %)" in again.output

@@ -1,0 +1,368 @@
+"""Exploration: spaces, sweeps that resume, fronts, and what the differences are worth."""
+
+import errno
+import math
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from click.testing import CliRunner
+from hypothesis import given
+from hypothesis import strategies as st
+from plotly.offline import get_plotlyjs
+
+from golden.errors import HwsimError
+from hwsim.cli import cli
+from hwsim.execute import Executor
+from hwsim.explore.bench import Bench
+from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
+from hwsim.explore.records import Record, Store, pack
+from hwsim.explore.search import at_once, proposals
+from hwsim.explore.sensitivity import Layer, Loss, layers_of, most_within, narrowed, narrowings
+from hwsim.explore.space import Space, parse_space, recipe_of
+from hwsim.explore.sweep import Job, Local, sweep
+from hwsim.networks.embedded import load_calibration_set, load_test_set
+from hwsim.networks.load import load_network
+from hwsim.program import load_program
+from hwsim.quantize.quantizers.uniform import Uniform
+
+
+def test_spaces_from_text() -> None:
+    space = parse_space(
+        ["weight_bits=4..6", "range=minmax,omse", "pts=yes,no", "point.gelu=uniform:6,range=omse twin-gelu:6"]
+    )
+    assert space.values == {
+        "weight_bits": (4, 5, 6),
+        "range": ("minmax", "omse"),
+        "pts": (True, False),
+        "point.gelu": ("uniform:6,range=omse", "twin-gelu:6"),
+    }
+    assert len(space) == len(space.grid()) == 24
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ([], "the search space is empty"),
+        (["weight_bits="], "has no values; write FIELD=VALUE"),
+        (["weight_bits"], "has no values; write FIELD=VALUE"),
+        (["weight_bits=8..4"], "the search space is empty"),
+        (["weight_bit=4"], "there is no field 'weight_bit' of a recipe; did you mean weight_bits"),
+        (["hidden_bit=4"], "did you mean hidden_bits"),
+        (["recipe=ptq4vitt"], "recipe: there is no 'ptq4vitt'; did you mean ptq4vit"),
+        (["weight_bits=4", "weight_bits=8"], "the field weight_bits is given twice"),
+    ],
+)
+def test_spaces_that_are_refused(settings: list[str], said: str) -> None:
+    with pytest.raises(HwsimError, match=said):
+        parse_space(settings)
+
+
+def test_fields_that_a_recipe_does_not_have_make_no_points() -> None:
+    grid = parse_space(["recipe=fq-vit,ptq4vit", "pts=yes,no", "hidden_bits=10,12"]).grid()
+    assert len(grid) == 4 + 2
+    assert all(("pts" in point) == (point["recipe"] == "fq-vit") for point in grid)
+
+
+def test_points_become_recipes() -> None:
+    recipe = recipe_of(
+        {"weight_bits": 6, "attention_bits": 8, "range": "ema", "hidden_bits": 14, "node_weights.head": 3, "pts": False}
+    )
+    assert recipe.name == "fq-vit 6/8/8 uniform ema node_weights.head=3"
+    assert recipe.lowering.hidden_bits == 14
+    assert recipe.node_weights == {"head": 3}
+    with pytest.raises(HwsimError, match="weights must have between 2 and 8 bits, not 9"):
+        recipe_of({"weight_bits": 9})
+
+
+def test_random_points_are_different_and_repeatable() -> None:
+    space = parse_space(["weight_bits=2..8", "activation_bits=2..8", "hidden_bits=8..14"])
+    drawn = space.sample(50, seed=3)
+    assert len({tuple(point.items()) for point in drawn}) == 50
+    assert drawn == space.sample(50, seed=3)
+    assert drawn != space.sample(50, seed=4)
+    assert len(space.sample(1000, seed=0)) == 343
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 5)), min_size=1, max_size=12))
+def test_front_against_the_definition(rows: list[tuple[int, int]]) -> None:
+    kept = on_front(np.array(rows, float))
+    for place, row in enumerate(rows):
+        beaten = any(other[0] <= row[0] and other[1] <= row[1] and other != row for other in rows)
+        assert kept[place] == (not beaten and row not in rows[:place])
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30))
+def test_exact_test_against_the_binomial(pairs: list[tuple[bool, bool]]) -> None:
+    a, b = np.array(pairs).T
+    only_a, only_b = int((a & ~b).sum()), int((b & ~a).sum())
+    count, least = only_a + only_b, min(only_a, only_b)
+    tail = sum(Fraction(math.comb(count, k), 2**count) for k in range(least + 1))
+    assert same_accuracy(a, b) == pytest.approx(float(min(Fraction(1), 2 * tail)))
+
+
+def test_wilson_interval_as_published() -> None:
+    right, images, z = 90, 100, 1.959963984540054
+    share, extra = right / images, z * z / images
+    middle = (share + extra / 2) / (1 + extra)
+    half = z / (1 + extra) * math.sqrt(share * (1 - share) / images + extra / (4 * images))
+    assert wilson(right, images) == pytest.approx((100 * (middle - half), 100 * (middle + half)))
+
+
+@dataclass(frozen=True)
+class Made:
+    """A stand-in for a bench: accuracy and cost follow from the widths."""
+
+    measured: list[str]
+
+    def prepare(self, recipe: Any) -> tuple[Any, dict[str, float], None]:
+        self.measured.append(recipe.name)
+        bits = recipe.weights.bits
+        if bits == 5:
+            raise HwsimError("five bits are refused")
+        if bits == 7:
+            raise ZeroDivisionError("a bug")
+        return bits, {"bytes": float(bits * 10 + recipe.lowering.hidden_bits)}, None
+
+    def correct(self, program: int, part: slice) -> np.ndarray:
+        return np.arange(200) < 100 + 10 * program
+
+
+def run(space: Space, folder: Path, kind: str = "grid", count: int | None = None) -> tuple[list[Record], list[str]]:
+    bench = Made([])
+    records = sweep(
+        bench,  # type: ignore[arg-type]
+        proposals(kind, space, count, 0, 2),
+        Store(folder, "setting"),
+        Local(),
+        ("top1", "bytes"),
+    )
+    return records, bench.measured
+
+
+def test_a_sweep_measures_once_and_goes_on(tmp_path: Path) -> None:
+    space = parse_space(["weight_bits=4..8", "hidden_bits=10,12"])
+    records, measured = run(space, tmp_path)
+    assert len(records) == len(measured) == 10
+    assert [record.error for record in records if record.point["weight_bits"] == 5] == ["five bits are refused"] * 2
+    assert {record.error for record in records if record.point["weight_bits"] == 7} == {"ZeroDivisionError: a bug"}
+    again, measured = run(space, tmp_path)
+    assert (again, measured) == (records, [])
+    next(tmp_path.glob("*.json")).write_text("{")  # a damaged one is measured again
+    again, measured = run(space, tmp_path)
+    assert (again, len(measured)) == (records, 1)
+
+
+def test_a_genetic_search_is_repeatable_and_resumes(tmp_path: Path) -> None:
+    space = parse_space(["weight_bits=2,3,4,5,6,7,8", "hidden_bits=8..14", "activation_bits=4..8"])
+    records, measured = run(space, tmp_path / "a", "nsga2", 40)
+    assert 12 < len(measured) == len(records) <= 40
+    assert run(space, tmp_path / "b", "nsga2", 40) == (records, measured)
+    for path in sorted((tmp_path / "b").glob("*.json"))[::2]:
+        path.unlink()
+    again, measured = run(space, tmp_path / "b", "nsga2", 40)
+    assert [record.point for record in again] == [record.point for record in records]
+    assert len(measured) == (len(records) + 1) // 2
+
+
+def test_a_full_disk_ends_a_sweep_and_keeps_its_points(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    space, true_replace = parse_space(["weight_bits=2,3,4"]), os.replace
+    written: list[Any] = []
+
+    def full(source: Any, target: Any) -> None:
+        if len(written) == 2:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(target)
+        true_replace(source, target)
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(HwsimError, match=r"No space left on device.*the points that are finished are kept"):
+        run(space, tmp_path)
+    monkeypatch.undo()
+    assert len(list(tmp_path.iterdir())) == 2
+    assert len(run(space, tmp_path)[1]) == 1
+
+
+def test_searches_that_are_refused(tmp_path: Path) -> None:
+    space = parse_space(["weight_bits=4"])
+    with pytest.raises(HwsimError, match="search must be one of grid, random, nsga2, not 'annealing'"):
+        run(space, tmp_path, "annealing")
+    with pytest.raises(HwsimError, match="a random search needs a number of points"):
+        run(space, tmp_path, "random")
+
+
+def record(key: str, right: Sequence[int], cost: float) -> Record:
+    bits = np.isin(np.arange(100), right)
+    return Record(key, {"weight_bits": 4}, key, pack(bits), 100, None, {"bytes": cost})
+
+
+def test_a_front_says_what_is_significantly_better() -> None:
+    cheap = record("cheap", range(50), 1.0)
+    lucky = record("lucky", range(52), 2.0)  # two images more: no evidence
+    good = record("good", range(70), 3.0)
+    worse = record("worse", range(60), 4.0)
+    broken = replace(cheap, key="broken", error="why")
+    steps = pareto([worse, good, lucky, broken, cheap], "bytes")
+    assert [(step.key, better) for step, better in steps] == [("cheap", True), ("lucky", False), ("good", True)]
+    found = frame([cheap, lucky, good, broken]).set_index("id")
+    assert found.equals_best[["cheap", "lucky", "good"]].tolist() == [False, False, True]
+    assert found.error["broken"] == "why"
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    calibration = load_calibration_set().images[:16]
+    return Bench(load_network("embedded"), calibration, load_test_set().head(64), "code")
+
+
+def test_a_point_is_what_the_reference_computes(bench: Bench) -> None:
+    program, _, _ = bench.prepare(recipe_of({}))
+    logits = Executor(program, "reference").predict(bench.evaluation.images[:8])
+    expected = logits.argmax(axis=1) == bench.evaluation.labels[:8]  # type: ignore[index]
+    assert bench.correct(program, slice(0, 8)).tolist() == expected.tolist()
+
+
+def test_the_setting_tells_images_code_and_costs_apart(bench: Bench) -> None:
+    changed = bench.evaluation.images.copy()
+    changed[0, 0, 0, 0] ^= 1
+    others = [
+        replace(bench, code="other"),
+        replace(bench, cost_setting="lanes 2"),
+        replace(bench, fake_quant=True),
+        replace(bench, calibration=bench.calibration[:15]),
+        replace(bench, evaluation=bench.evaluation._replace(images=changed)),
+    ]
+    assert len({bench.setting, *(other.setting for other in others)}) == 6
+    with pytest.raises(HwsimError, match="needs labelled images"):
+        replace(bench, evaluation=bench.evaluation._replace(labels=None))
+
+
+@dataclass(frozen=True)
+class Deadly(Bench):
+    """The worker that takes the first point dies, once."""
+
+    marker: str = ""
+
+    def prepare(self, recipe: Any) -> Any:
+        if not Path(self.marker).exists():
+            Path(self.marker).touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().prepare(recipe)
+
+
+@pytest.fixture
+def ray_cluster() -> Iterator[None]:
+    ray = pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
+    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
+    yield
+    ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
+    ray.shutdown()
+
+
+@pytest.mark.filterwarnings("ignore::ResourceWarning", "ignore::FutureWarning", "ignore::DeprecationWarning")
+def test_a_cluster_gives_the_same_and_survives_a_worker(
+    bench: Bench, tmp_path: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hwsim.explore import cluster
+    from hwsim.identity import code_digest
+
+    monkeypatch.setattr(cluster, "SHARD", 40)  # two shards a point
+    deadly = Deadly(bench.graph, bench.calibration, bench.evaluation, code_digest(), marker=str(tmp_path / "died"))
+    points = [{"weight_bits": bits} for bits in (4, 8)] + [{"attention": "twin"}]
+    local = sweep(replace(bench, code=code_digest()), at_once(points), Store(tmp_path / "a", "s"), Local())
+    there = sweep(deadly, at_once(points), Store(tmp_path / "b", "s"), cluster.Cluster("local"))
+    assert (tmp_path / "died").exists()
+    assert there == local
+    jobs = [Job(Record("key", {}), recipe_of({}))]
+    (old,) = cluster.Cluster("local").measure(replace(bench, code="older"), jobs)
+    assert "has another version of vit-hwsim" in old.error
+
+
+def loss(layer: str, bits: int, lost: float, saved: float) -> Loss:
+    return Loss(layer, bits, lost, True, saved, Record("", {}))
+
+
+def test_narrowing_takes_what_saves_most_for_its_loss_first() -> None:
+    found = [loss("a", 4, 0.5, 100.0), loss("a", 3, 3.0, 120.0), loss("b", 4, -0.2, 50.0), loss("c", 4, 2.0, 90.0)]
+    steps = narrowings(found)
+    assert [{name: one.bits for name, one in step.items()} for step in steps] == [
+        {},
+        {"b": 4},
+        {"b": 4, "a": 4},
+        {"b": 4, "a": 4, "c": 4},
+        {"b": 4, "a": 3, "c": 4},
+    ]
+    measured = {0: 0.0, 1: 0.1, 2: 0.9, 3: 1.1, 4: 9.0}
+    tried: list[int] = []
+
+    def lost(step: Any) -> float:
+        tried.append(steps.index(step))
+        return measured[steps.index(step)]
+
+    assert most_within(steps, 1.0, lost) == 2
+    assert len(tried) <= 3
+    assert most_within(steps, 0.0, lost) == 0
+    assert most_within(steps, 10.0, lost) == 4
+
+
+def test_layers_and_blocks_of_a_network() -> None:
+    graph = load_network("embedded")
+    layers = {layer.name: layer for layer in layers_of(graph)}
+    assert layers["blocks.0.mlp.fc2"] == Layer("blocks.0.mlp.fc2", ("blocks.0.mlp.fc2",), ("blocks.0.mlp.gelu",))
+    assert layers["patch_embed.proj"].points == ()  # the image keeps its width
+    blocks = [block.name for block in layers_of(graph, "block")]
+    assert blocks == ["patch_embed.proj", *(f"blocks.{i}" for i in range(6)), "head"]
+    assert "layers.1.blocks.0" in [block.name for block in layers_of(load_network("embedded-swin"), "block")]
+    with pytest.raises(HwsimError, match="--by must be layer or block, not 'head'"):
+        layers_of(graph, "head")
+    point = narrowed({"weight_bits": 8}, layers["blocks.0.mlp.fc2"], 3)
+    recipe = recipe_of(point)
+    assert recipe.node_weights == {"blocks.0.mlp.fc2": 3}
+    assert recipe.nodes == {"blocks.0.mlp.gelu": Uniform(3)}
+
+
+def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = ["explore", "--images", "16", "--on-images", "50"]
+    vary = ["--vary", "weight_bits=4,8", "--vary", "hidden_bits=3,10"]
+    runner = CliRunner()
+    ran = runner.invoke(cli, [*options, *vary])
+    assert ran.exit_code == 0, ran.output
+    folder = tmp_path / "build" / "explore"
+    assert {path.suffix for path in folder.glob("embedded.*")} == {".csv", ".parquet", ".png", ".html"}
+    table = pd.read_parquet(folder / "embedded.parquet")
+    assert table.id.tolist() == pd.read_csv(folder / "embedded.csv").id.tolist()
+    assert len(table) == 4 and (table.error == "").all()
+    page = (folder / "embedded.html").read_text()
+    assert get_plotlyjs() in page  # with that in it, nothing has to be fetched
+    assert not re.findall(r"https?://", page.replace(get_plotlyjs(), ""))
+    assert all(key in page for key in table.id)
+    key = table.id[0]
+    picked = runner.invoke(cli, [*options, "--pick", key])
+    assert picked.exit_code == 0, picked.output
+    program = load_program(folder / "picked" / key / "program.safetensors")
+    verilog = folder / "picked" / key / "rtl" / "log_softmax" / "log_softmax.v"
+    assert "module log_softmax" in verilog.read_text()
+    images, labels = load_test_set().head(50)
+    assert labels is not None
+    assert table.top1[0] == 100 * (Executor(program).predict(images).argmax(axis=1) == labels).mean()
+    for wrong, said in (
+        ([*options[:2], "15", *options[3:], "--pick", key], "there is no point|measured with other images"),
+        ([*options, "--pick", "0123"], "there is no point 0123"),
+        ([*options, *vary, "--against", "luts"], "there is no cost 'luts'; choose among"),
+        ([*options, "--vary", "weight_bits=9"], "none of the 1 points has figures"),
+        ([*options, *vary, "--ray", "127.0.0.1:1"], "no cluster answers"),
+    ):
+        failed = runner.invoke(cli, wrong)
+        assert isinstance(failed.exception, HwsimError)
+        assert re.search(said, str(failed.exception))
