@@ -23,6 +23,7 @@ demo: $(READY)
 	$(VENV)/bin/hwsim demo
 
 bench: $(READY)
+	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --editable '.[bench]'
 	$(VENV)/bin/hwsim bench
 
 lint: $(READY)
