@@ -1,0 +1,112 @@
+"""Searches of two parameters: candidates, their cost, and what the settings refuse."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from golden.errors import HwsimError
+from hwsim.quantize.quantizers.uniform import UniformGrid
+from hwsim.quantize.search.output_error import OutputError, some_rows
+from hwsim.quantize.search.pairs import UniformOperand
+from hwsim.quantize.search.percentile import least_error_range
+from hwsim.quantize.search.progressive import Space, alternating, brute_force, progressive
+from hwsim.quantize.search.settings import PairSearch
+
+RNG = np.random.default_rng(11)
+
+
+def bowl(scale: float, zero: int) -> tuple[object, Space]:
+    """A cost whose only minimum is at (scale, zero)."""
+
+    def cost(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        return ((first - scale) ** 2 * 50 + (second - zero) ** 2 / 10).double()
+
+    return cost, Space(torch.tensor([0.5]), torch.tensor([2.0]), tuple(range(0, 64, 4)), 0, 63)
+
+
+def test_refining_both_parameters_finds_what_the_released_search_cannot() -> None:
+    cost, space = bowl(1.234, 21)
+    settings = {"candidates": 128, "steps": 5}
+    both = progressive(cost, space, beam=8, refine_second=True, **settings)  # type: ignore[arg-type]
+    assert float(both.second) == 21
+    assert float(both.first) == pytest.approx(1.234, abs=2e-3)
+    scale_alone = progressive(cost, space, beam=16, refine_second=False, **settings)  # type: ignore[arg-type]
+    assert float(scale_alone.second) == 20
+    assert both.tried <= 5 * 128
+
+
+def test_brute_force_tries_all_and_alternating_turns() -> None:
+    cost, space = bowl(1.25, 21)
+    whole = brute_force(cost, space, candidates=31)  # type: ignore[arg-type]
+    assert (float(whole.first), float(whole.second)) == (1.25, 21)
+    assert whole.tried == 31 * 31
+    turns = alternating(cost, space, candidates=64, rounds=2, start=torch.tensor([0.0]))  # type: ignore[arg-type]
+    assert float(turns.second) == 21
+    assert turns.tried == 2 * (64 + 64)
+
+
+@pytest.mark.parametrize("group", ["tensor", "head", "row"])
+@pytest.mark.parametrize("columns", [3, 20])
+def test_output_error_is_the_squared_error_of_the_product(group: str, columns: int) -> None:
+    """Its differences between candidates, against the product itself; with few columns and with many."""
+    rows = torch.from_numpy(RNG.normal(size=(2, 3, 5, 7)))
+    other = torch.from_numpy(RNG.normal(size=(2, 3, 7, columns)))
+    rounded = (other * 2).round() / 2
+    error = OutputError(rows, group, rounded, rows @ (rounded - other))
+    axes = {"tensor": (0, 1, 2, 3), "head": (0, 2, 3), "row": (0, 1, 3)}[group]
+    costs, exact = [], []
+    for step in (0.2, 0.5):
+        quantized = (rows / step).round() * step
+        costs.append(error(quantized))
+        exact.append((quantized @ rounded - rows @ other).square().sum(dim=axes).reshape(-1))
+    torch.testing.assert_close(costs[1] - costs[0], exact[1] - exact[0])
+
+
+def test_operand_finds_the_best_of_all_pairs() -> None:
+    """Brute force over zero points and steps in NumPy gives the same grid."""
+    x = RNG.gamma(1.0, 1.0, (1, 1, 40, 8)).astype(np.float32) - 1
+    search = PairSearch("brute-force", candidates=16)
+    operand = UniformOperand(torch.from_numpy(x), 3, "tensor", search, zero_points=8)
+    operand.search(None)
+    best = None
+    for zero in range(8):
+        for scale in operand.space.firsts(16)[:, 0].numpy():
+            values = (np.clip(np.rint(x / scale) + zero, 0, 7) - zero) * scale
+            cost = float(((values - x).astype(np.float64) ** 2).sum())
+            if best is None or cost < best[0]:
+                best = cost, float(scale), zero
+    assert best is not None
+    grid = operand.grid()
+    assert isinstance(grid, UniformGrid)
+    assert (grid.scale, grid.zero_point) == best[1:]
+
+
+def test_some_rows_are_spread_evenly() -> None:
+    assert some_rows(torch.zeros(2, 3, 10, 4), 0).tolist() == list(range(10))
+    assert some_rows(torch.zeros(2, 3, 10, 4), 24 * 5).tolist() == [0, 2, 4, 6, 8]
+    assert some_rows(torch.zeros(2, 3, 10, 4), 1).tolist() == [0]
+
+
+def test_percentiles_of_least_error_are_those_of_numpy() -> None:
+    x = RNG.normal(size=(3, 5000)).astype(np.float32)
+    x[1, :3] = 50
+    scale, zero_point = (found.numpy() for found in least_error_range(torch.from_numpy(x), 4))
+    for row in range(3):
+        tried = []
+        for share in (0.999, 0.9999, 0.99999):
+            low, high = np.quantile(x[row], 1 - share), np.quantile(x[row], share)
+            step = np.float32((high - low) / 15)
+            zero = np.rint(-low / step)
+            values = (np.clip(np.rint(x[row] / step) + zero, 0, 15) - zero) * step
+            tried.append((((values - x[row]) ** 2).mean(), step, zero))
+        _, step, zero = min(tried)
+        assert scale[row] == pytest.approx(step, rel=1e-4)
+        assert zero_point[row] == zero
+
+
+@pytest.mark.parametrize(("field", "value"), [("method", "beam"), ("candidates", 0), ("steps", 0), ("values", -1)])
+def test_settings_are_checked(field: str, value: object) -> None:
+    with pytest.raises(HwsimError, match="search"):
+        PairSearch(**{field: value})  # type: ignore[arg-type]
