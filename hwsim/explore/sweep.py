@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -50,13 +50,15 @@ class Local:
                 yield finished(job, correct, costs, fake, time.perf_counter() - start)
 
 
-def finished(job: Job, correct: np.ndarray, costs: object, fake_quant_top1: float | None, seconds: float) -> Record:
+def finished(
+    job: Job, correct: np.ndarray, costs: Mapping[str, float], fake_quant_top1: float | None, seconds: float
+) -> Record:
     """The record of a measured job."""
     return replace(
         job.record,
         correct=pack(correct),
         images=len(correct),
-        costs=dict(costs),  # type: ignore[call-overload]
+        costs=dict(costs),
         fake_quant_top1=fake_quant_top1,
         seconds=seconds,
     )
@@ -107,33 +109,35 @@ def sweep(
     try:
         points = next(proposals)
         while True:
-            batch = [_job(store, point) for point in points]
-            order |= dict.fromkeys(job.record.key for job in batch)
-            different = {job.record.key: job for job in batch if job.record.key not in known}
+            batch = [_proposed(store, point) for point in points]
+            keys = [one.key if isinstance(one, Record) else one.record.key for one in batch]
+            order |= dict.fromkeys(keys)
+            different = {key: one for key, one in zip(keys, batch, strict=True) if key not in known}
             started(len(different))
             missing = []
-            for key, job in different.items():
-                record = job.record if job.record.error else store.read(key)
-                if record is None:
-                    missing.append(job)
-                else:
+            for key, one in different.items():
+                record = one if isinstance(one, Record) else store.read(key)
+                if record is not None:
                     known[key] = record
                     progress(record)
+                elif isinstance(one, Job):
+                    missing.append(one)
             for record in backend.measure(bench, missing):
                 store.write(record)
                 known[record.key] = record
                 progress(record)
-            points = proposals.send([_scores(known[job.record.key], objectives) for job in batch])
+            points = proposals.send([_scores(known[key], objectives) for key in keys])
     except StopIteration:
         return [known[key] for key in order]
 
 
-def _job(store: Store, point: Point) -> Job:
+def _proposed(store: Store, point: Point) -> Job | Record:
+    """A job to measure, or the record of a point that makes no recipe."""
     point = dict(effective(point))
     try:
         recipe = recipe_of(point)
     except HwsimError as error:
-        return Job(Record(store.key(point), point, error=str(error)), None)  # type: ignore[arg-type]
+        return Record(store.key(point), point, error=str(error))
     return Job(Record(store.key(recipe), point, recipe.name), recipe)
 
 
