@@ -335,6 +335,7 @@ def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     from hwsim.explore.space import recipe_of
     from hwsim.program import save_program
     from rtl import catalog
+    from sim_tests.cosim import module_names
 
     record = store.read(key)
     if record is None:
@@ -349,15 +350,13 @@ def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     save_program(program, folder / "program.safetensors")
     click.echo(f"{record.recipe}: {record.top1:.2f} % of {record.images} images")
     click.echo(f"wrote {folder / 'program.safetensors'}")
-    groups: dict[Any, list[Any]] = {}
+    groups: dict[tuple[object, ...], list[Any]] = {}
     for node in hardware_nodes(program, (), ()):
         groups.setdefault(catalog.group_key(node.spec), []).append(node)
-    kinds: dict[str, int] = {}
-    for nodes in groups.values():
-        unit = nodes[0].spec.kind
-        place = kinds[unit] = kinds.get(unit, -1) + 1
-        module = f"{unit}_{place}" if place else unit
-        write_unit(program, nodes, unit, 1, folder / "rtl" / module, module)
+    names = module_names(list(groups))
+    for group, nodes in groups.items():
+        module = names[group]
+        write_unit(program, nodes, nodes[0].spec.kind, 1, folder / "rtl" / module, module)
         click.echo(f"wrote {folder / 'rtl' / module}: {len(nodes)} layers")
 
 

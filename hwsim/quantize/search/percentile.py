@@ -72,7 +72,8 @@ def percentile_ranges(
         graph, joint = reparameterize(graph, channels)
         for name, (scale, zero_point) in joint.items():
             quantizer = recipe.quantizer_of(graph[name])
-            grids[name] = UniformGrid(scale, zero_point, quantizer.bits)  # type: ignore[attr-defined]
+            assert isinstance(quantizer, Uniform)  # checked when the channels were found
+            grids[name] = UniformGrid(scale, zero_point, quantizer.bits)
         for linear in reparameterizable(graph).values():
             weights[linear] = least_error_weights(recipe, graph[linear])
     return Found(graph, grids, weights)
