@@ -15,6 +15,7 @@ from hwsim.quantize.adalog import (
     search_table,
 )
 from hwsim.quantize.ptq4vit import base_ptq, ptq4vit, ptq4vit_table
+from hwsim.quantize.q_vit import q_vit
 from hwsim.quantize.recipe import Recipe, fq_vit, fq_vit_table
 
 RECIPES: dict[str, Callable[..., Recipe]] = {
@@ -23,7 +24,22 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
     "ptq4vit": ptq4vit,
     "repq-vit": repq_vit,
     "adalog": adalog,
+    "q-vit": q_vit,
 }
+
+
+def width_table(batch: int) -> dict[str, Recipe]:
+    """The post-training systems from 8 bits down to 2; FQ-ViT's attention has its published 4 bits at most."""
+    rows: dict[str, Recipe] = {}
+    for width in (8, 6, 5, 4, 3, 2):
+        bits = f"{width}/{width}/{width}"
+        published = f"{width}/{width}/{min(width, 4)}"
+        rows[f"FQ-ViT {published}"] = fq_vit(published, calibration_batch=batch)
+        rows[f"PTQ4ViT {bits}"] = ptq4vit(bits, calibration_batch=batch)
+        rows[f"RepQ-ViT {bits}"] = repq_vit(bits, calibration_batch=batch)
+        rows[f"AdaLog {bits}"] = adalog(bits, calibration_batch=batch)
+    return rows
+
 
 # From the images a calibration batch to recipes by row label.
 TABLES: dict[str, Callable[[int], dict[str, Recipe]]] = {
@@ -35,4 +51,5 @@ TABLES: dict[str, Callable[[int], dict[str, Recipe]]] = {
     "adalog-searches": search_table,
     "adalog-attention": attention_table,
     "adalog-gelu": gelu_table,
+    "widths": width_table,
 }
