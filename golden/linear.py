@@ -11,9 +11,10 @@ from golden.spec import Constant, Constants, IntFormat, Shape, Spec, one_of, ran
 
 
 class LinearSpec(Spec):
-    """``requantize(weight @ q + bias)`` over the last axis.
+    """``requantize((weight << bias_fraction_bits) @ q + bias)`` over the last axis.
 
-    The input zero point is folded into the bias (DESIGN rule 4), so q is the raw code.
+    The input zero point is folded into the bias (DESIGN rule 4), so q is the raw code. The shift, which is wiring,
+    lets the bias be finer than a step of input times a step of weight: with codes of 2 or 3 bits these are coarse.
 
     Attributes
     ----------
@@ -24,6 +25,8 @@ class LinearSpec(Spec):
         Width of the signed weights.
     bias_bits : int
         Width of the signed bias.
+    bias_fraction_bits : int
+        Bits of the bias below the product of two codes.
     overflow : {"prove", "wrap", "saturate"}
         See `golden.accumulate`; the accumulator is the requantizer's input format.
     requantize : RequantizeSpec
@@ -41,6 +44,7 @@ class LinearSpec(Spec):
     input_bits: int = ranged(1, 16)
     weight_bits: int = ranged(1, 16)
     bias_bits: int = ranged(1, 40)
+    bias_fraction_bits: int = ranged(0, 16, default=0)
     overflow: str = one_of(*OVERFLOW, default="prove")
     requantize: RequantizeSpec
 
@@ -76,9 +80,14 @@ class LinearSpec(Spec):
             raise HwsimError(f"linear: {features} input features for a unit of {self.input_features}")
         return (*rest, self.output_features)
 
+    def effective_weights(self, constants: Constants) -> np.ndarray:
+        """What the weights stand for in units of the accumulator, int64 ``[output_features, input_features]``."""
+        weight: np.ndarray = constants["weight"].astype(np.int64) << self.bias_fraction_bits
+        return weight
+
     def bounds(self, constants: Constants) -> tuple[int, int]:
         """Proven range of every partial sum."""
-        return dot_bounds(constants["weight"], constants["bias"].astype(np.int64), 0, self.input.maximum)
+        return dot_bounds(self.effective_weights(constants), constants["bias"].astype(np.int64), 0, self.input.maximum)
 
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
@@ -88,7 +97,7 @@ class LinearSpec(Spec):
     def accumulate(self, constants: Constants, codes: np.ndarray) -> np.ndarray:
         """Accumulators ``[..., output_features]``, int64."""
         rows = codes.reshape(-1, self.input_features).astype(np.int64)
-        weight = constants["weight"].astype(np.int64).T
+        weight = self.effective_weights(constants).T
         total = accumulate(rows, weight, constants["bias"].astype(np.int64), self.accumulator, self.overflow)
         return total.reshape(*codes.shape[:-1], self.output_features)
 

@@ -22,7 +22,9 @@ from golden.log2_matmul import Log2MatmulSpec
 from golden.spec import IntFormat, Shape, Spec, spec_from_dict
 from golden.tensor_file import load_tensors, save_tensors
 
-FORMAT_VERSION = 1
+# 2 packs the constants at the widths of their specs; 1 had each in an array of its own.
+FORMAT_VERSION = 2
+READABLE_VERSIONS = (1, 2)
 PURPOSE = "program"
 INPUT = "pixels"
 
@@ -165,8 +167,13 @@ def save_program(program: Program, path: Path) -> None:
             {"name": node.name, "inputs": list(node.inputs), "spec": node.spec.to_dict()} for node in program.nodes
         ],
     }
-    arrays = {f"{node.name}:{name}": array for node in program.nodes for name, array in node.constants.items()}
-    save_tensors(path, PURPOSE, FORMAT_VERSION, header, arrays)
+    arrays, formats = {}, {}
+    for node in program.nodes:
+        described = node.spec.constants
+        for name, array in node.constants.items():
+            arrays[f"{node.name}:{name}"] = array
+            formats[f"{node.name}:{name}"] = described[name].format
+    save_tensors(path, PURPOSE, FORMAT_VERSION, header, arrays, formats)
 
 
 def load_program(path: Path) -> Program:
@@ -180,7 +187,7 @@ def load_program(path: Path) -> Program:
         file and the remedy.
     """
     remedy = "calibrate again with `hwsim calibrate`"
-    values, arrays = load_tensors(path, PURPOSE, FORMAT_VERSION, remedy)
+    values, arrays = load_tensors(path, PURPOSE, READABLE_VERSIONS, remedy)
     try:
         nodes = []
         for entry in values["nodes"]:

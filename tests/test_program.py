@@ -164,5 +164,6 @@ def test_wrong_images_are_refused(small_program: Program) -> None:
 
 
 def test_unknown_executor_is_refused(small_program: Program) -> None:
-    with pytest.raises(HwsimError, match="choose one of numba, reference"):
-        Executor(small_program, "cuda")
+    for name in ("tpu", "numba:1"):
+        with pytest.raises(HwsimError, match="choose one of numba, reference, cuda"):
+            Executor(small_program, name)

@@ -16,7 +16,7 @@ from golden.layernorm import LayerNormSpec
 from golden.linear import LinearSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec
-from golden.log_sqrt2 import LogSqrt2LinearSpec, LogSqrt2MatmulSpec
+from golden.log_sqrt2 import LogSqrt2LinearSpec, LogSqrt2MatmulSpec, LogSqrt2SumsSpec
 from golden.lookup import LookupSpec
 from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec
@@ -78,6 +78,7 @@ SPECS = [
         input_features=4, output_features=3, code_bits=4, weight_bits=4, bias_bits=30, guard_bits=7,
         requantize=ACCUMULATOR,
     ),
+    LogSqrt2SumsSpec(code_bits=4, value_bits=4, row_length=50, guard_bits=7, accumulator_bits=19),
 ]  # fmt: skip
 
 
