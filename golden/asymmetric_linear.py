@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-from golden.accumulate import dot_bounds
 from golden.linear import LinearSpec
 from golden.spec import Constant, Constants, IntFormat
 
@@ -16,7 +15,7 @@ def centred_weights(constants: Constants) -> np.ndarray:
 
 
 class AsymmetricLinearSpec(LinearSpec):
-    """``requantize((weight - zero_weight) @ q + bias)`` over the last axis; the rest is `LinearSpec`.
+    """A linear layer whose weights are ``weight - zero_weight``; the rest is `LinearSpec`.
 
     Hardware may take the sum of the codes of a row once, and subtract it times the zero point of
     each output: the result is the same.
@@ -39,10 +38,6 @@ class AsymmetricLinearSpec(LinearSpec):
             "zero_weight": Constant((self.output_features,), unsigned),
         }
 
-    def bounds(self, constants: Constants) -> tuple[int, int]:
-        """Proven range of every partial sum of centred weights."""
-        return dot_bounds(centred_weights(constants), constants["bias"].astype(np.int64), 0, self.input.maximum)
-
-    def accumulate(self, constants: Constants, codes: np.ndarray) -> np.ndarray:
-        """Accumulators ``[..., output_features]``, int64."""
-        return super().accumulate({**constants, "weight": centred_weights(constants)}, codes)
+    def effective_weights(self, constants: Constants) -> np.ndarray:
+        """Centred weights in units of the accumulator, int64 ``[output_features, input_features]``."""
+        return centred_weights(constants) << self.bias_fraction_bits

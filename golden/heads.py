@@ -6,6 +6,7 @@ before the matrices (``[..., heads, M, N]``) has one of each for every head.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import numpy as np
@@ -50,3 +51,17 @@ def largest_centred(zero_point: np.ndarray, bits: int) -> int:
     """Largest magnitude of ``code - zero_point`` over all codes of `bits` bits and all heads."""
     zero = zero_point.astype(np.int64)
     return int(np.maximum(np.abs(zero), np.abs(IntFormat(bits).maximum - zero)).max())
+
+
+def one_head(spec: Any, constants: Constants, head: int) -> tuple[Any, dict[str, np.ndarray]]:
+    """Spec and constants of a product of one head alone; of a product with one grid for all, itself."""
+    if spec.heads == 1:
+        return spec, dict(constants)
+    one = dataclasses.replace(spec, heads=1, requantize=dataclasses.replace(spec.requantize, channels=1))
+    own = {}
+    for name, constant in one.constants.items():
+        array = constants[name]
+        if array.shape != constant.shape:
+            array = array[head] if constant.shape == () else array[head : head + 1]
+        own[name] = array
+    return one, own

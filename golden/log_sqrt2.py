@@ -7,9 +7,11 @@ kind by shifts and the factor is applied once.
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
-from golden.accumulate import accumulate, prove_fits
+from golden.accumulate import accumulate, prove_fits, signed_bits
 from golden.arithmetic import dyadic, saturate
 from golden.asymmetric_linear import centred_weights
 from golden.errors import HwsimError
@@ -60,6 +62,66 @@ def join_parities(even: np.ndarray, odd: np.ndarray, constants: Constants, outpu
     """
     joined = even * constants["multiplier"].astype(np.int64) + odd * constants["multiplier_odd"].astype(np.int64)
     return saturate(dyadic(joined, 1, constants["shift"], constants["zero_point"]), output)
+
+
+class LogSqrt2SumsSpec(Spec):
+    """The sums of a product on log-sqrt2 codes alone, `parity_sums` of ``v - zero_v``: what hardware has a unit for.
+
+    `LogSqrt2MatmulSpec.sums` and `LogSqrt2LinearSpec.sums` say which of these a product is made of.
+
+    Attributes
+    ----------
+    code_bits, value_bits, row_length, guard_bits : int
+        As in `LogSqrt2MatmulSpec`.
+    accumulator_bits : int
+        Width of the signed sums.
+
+    Constants
+    ---------
+    zero_v : signed `value_bits` + 1
+    """
+
+    kind = "log_sqrt2_sums"
+    code_bits: int = ranged(1, 8)
+    value_bits: int = ranged(1, 16)
+    row_length: int = ranged(1, 1 << 14)
+    guard_bits: int = ranged(0, 40)
+    accumulator_bits: int = ranged(2, 62)
+
+    @property
+    def zero_symbol(self) -> int:
+        return 1 << self.code_bits
+
+    @property
+    def constants(self) -> dict[str, Constant]:
+        return {"zero_v": zero_point_constant(1, self.value_bits)}
+
+    @property
+    def output(self) -> IntFormat:
+        return IntFormat(self.accumulator_bits, signed=True)
+
+    @property
+    def inputs(self) -> tuple[IntFormat, ...]:
+        return IntFormat(self.code_bits + 1), IntFormat(self.value_bits)
+
+    def shape(self, *inputs: Shape) -> Shape:
+        if inputs[0][-1] > self.row_length:
+            raise HwsimError(f"{self.kind}: a row of {inputs[0][-1]} exceeds row_length {self.row_length}")
+        return (*matmul_shape(inputs[0], inputs[1], self.kind), 2)
+
+    def bounds(self, constants: Constants) -> tuple[int, int]:
+        """Range of every partial sum of one parity, for any row of codes."""
+        largest = (largest_centred(constants["zero_v"], self.value_bits) << self.guard_bits) * self.row_length
+        return -largest, largest
+
+    def prove(self, constants: Constants) -> None:
+        prove_fits(*self.bounds(constants), self.output, self.kind)
+
+    def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
+        """Sums ``[..., M, N, 2]``, even codes first, of codes ``[..., M, K]`` and values ``[..., K, N]``."""
+        codes, values = inputs
+        centred = values.astype(np.int64) - constants["zero_v"].astype(np.int64)
+        return np.stack(parity_sums(codes, centred, self.code_bits, self.guard_bits), axis=-1)
 
 
 def _check_width(spec: LogSqrt2MatmulSpec | LogSqrt2LinearSpec) -> None:
@@ -131,10 +193,20 @@ class LogSqrt2MatmulSpec(Spec):
             raise HwsimError(f"{self.kind}: a row of {inputs[0][-1]} exceeds row_length {self.row_length}")
         return matmul_shape(inputs[0], inputs[1], self.kind)
 
+    @property
+    def sums(self) -> LogSqrt2SumsSpec:
+        """The unit that gives both sums, of one head."""
+        return LogSqrt2SumsSpec(
+            code_bits=self.code_bits,
+            value_bits=self.value_bits,
+            row_length=self.row_length,
+            guard_bits=self.guard_bits,
+            accumulator_bits=self.accumulator.bits,
+        )
+
     def bounds(self, constants: Constants) -> tuple[int, int]:
         """Range of every partial sum of one parity, for any row of codes."""
-        largest = (largest_centred(constants["zero_v"], self.value_bits) << self.guard_bits) * self.row_length
-        return -largest, largest
+        return self.sums.bounds(constants)
 
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
@@ -214,6 +286,24 @@ class LogSqrt2LinearSpec(Spec):
     @property
     def output(self) -> IntFormat:
         return self.requantize.output
+
+    def sums(self, constants: Constants) -> tuple[LogSqrt2SumsSpec, dict[str, np.ndarray], np.ndarray]:
+        """The unit that gives both sums without the bias, its constants, and its second operand.
+
+        The centred weights ``[input_features, output_features]`` are moved up by ``2**weight_bits``, which is the zero
+        point of that operand; the sums are as wide as the unit proves them for any weights.
+        """
+        zero = 1 << self.weight_bits
+        found = {"zero_v": np.array(zero)}
+        widest = LogSqrt2SumsSpec(
+            code_bits=self.code_bits,
+            value_bits=self.weight_bits + 1,
+            row_length=self.input_features,
+            guard_bits=self.guard_bits,
+            accumulator_bits=62,
+        )
+        spec = dataclasses.replace(widest, accumulator_bits=signed_bits(*widest.bounds(found)))
+        return spec, found, (centred_weights(constants) + zero).T
 
     def shape(self, *inputs: Shape) -> Shape:
         *rest, features = inputs[0]

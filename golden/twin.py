@@ -185,8 +185,8 @@ class TwinLinearSpec(LinearSpec):
 
     def bounds(self, constants: Constants) -> tuple[int, int]:
         """Proven range of every partial sum."""
-        decoded = self.decoded(constants)
-        return dot_bounds(constants["weight"], constants["bias"].astype(np.int64), int(decoded[0]), int(decoded[-1]))
+        decoded, weight = self.decoded(constants), self.effective_weights(constants)
+        return dot_bounds(weight, constants["bias"].astype(np.int64), int(decoded[0]), int(decoded[-1]))
 
     def accumulate(self, constants: Constants, codes: np.ndarray) -> np.ndarray:
         """Accumulators ``[..., output_features]``, int64."""

@@ -7,15 +7,18 @@ A layer is a spec with its constants and the shapes of its operands. The formula
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from golden.adalog_linear import AdaLogLinearSpec
 from golden.errors import HwsimError
+from golden.heads import one_head
+from golden.log_sqrt2 import LogSqrt2LinearSpec, LogSqrt2MatmulSpec
 from golden.spec import Constants, Shape, Spec
 from rtl import catalog
 from rtl.stream import StreamUnit
@@ -74,7 +77,7 @@ def row_cycles(unit: StreamUnit, rows: int, length: int) -> int:
     The rows follow each other after `cycles_per_row`. Of the last one its beats are taken, its result comes after the
     latency: at once (sums), beat by beat as it was taken (elements), or all its beats after that (whole rows).
     """
-    products = unit.spec.kind.endswith("matmul")
+    products = catalog.is_product(unit.spec.kind)
     beats = length if products else -(-length // unit.lanes)
     latency = unit.row_latency(length) if hasattr(unit, "row_latency") else unit.latency
     behind = beats - 1 if unit.spec.kind in _WHOLE_ROWS else 0
@@ -84,7 +87,7 @@ def row_cycles(unit: StreamUnit, rows: int, length: int) -> int:
 def rows_of(layer: Layer, lanes: int) -> tuple[int, int]:
     """Rows that a layer's activations make, and their length, as `rtl.catalog` cuts them."""
     shape = layer.inputs[0]
-    if layer.spec.kind.endswith("matmul"):
+    if catalog.is_product(layer.spec.kind):
         columns = layer.inputs[1][-1]
         return math.prod(shape[:-1]) * -(-columns // lanes), shape[-1]
     return math.prod(shape[:-1]), shape[-1]
@@ -120,26 +123,23 @@ def allocate(layers: Sequence[Layer], lanes: Callable[[str], int]) -> list[Alloc
 
 
 def served(layer: Layer) -> Layer:
-    """The layer as a unit sees it: products of one head, linear layers on AdaLog codes as matrix products."""
+    """The layer as a unit sees it: products of one head, linear layers on logarithmic codes as matrix products."""
     if isinstance(layer.spec, AdaLogLinearSpec):
-        spec, constants, weights = layer.spec.product(layer.constants)
-        rows = (math.prod(layer.inputs[0][:-1]), layer.inputs[0][-1])
-        return Layer(layer.name, spec, constants, (rows, weights.shape))
-    if not _by_head(layer.spec):
+        return _of_weights(layer, *layer.spec.product(layer.constants))
+    if isinstance(layer.spec, LogSqrt2LinearSpec):
+        return _of_weights(layer, *layer.spec.sums(layer.constants))
+    if not hasattr(layer.spec, "heads") or not hasattr(layer.spec, REQUANTIZE):  # the latter of products alone
         return layer
-    requantize = dataclasses.replace(layer.spec.requantize, channels=1)
-    spec = dataclasses.replace(layer.spec, heads=1, requantize=requantize)
-    described = spec.constants
-    constants = {
-        name: array if array.shape == described[name].shape else array[:1].reshape(described[name].shape)
-        for name, array in layer.constants.items()
-    }
+    spec, constants = one_head(layer.spec, layer.constants, 0)
+    if isinstance(spec, LogSqrt2MatmulSpec):
+        spec, constants = spec.sums, {"zero_v": constants["zero_v"]}
     return Layer(layer.name, spec, constants, layer.inputs)
 
 
-def _by_head(spec: Any) -> bool:
-    """Whether a product has a grid for each head."""
-    return getattr(spec, REQUANTIZE, None) is not None and getattr(spec, "heads", 1) > 1
+def _of_weights(layer: Layer, spec: Any, constants: Constants, weights: np.ndarray) -> Layer:
+    """A linear layer as the product of its codes with its weights."""
+    rows = (math.prod(layer.inputs[0][:-1]), layer.inputs[0][-1])
+    return Layer(layer.name, spec, constants, (rows, weights.shape))
 
 
 def requantizer(layer: Layer, output: Shape) -> Layer | None:
@@ -152,9 +152,10 @@ def requantizer(layer: Layer, output: Shape) -> Layer | None:
     """
     if getattr(layer.spec, REQUANTIZE, None) is None:
         return None
-    if _by_head(layer.spec):
-        layer = served(layer)
     spec: Spec = layer.spec.requantize
+    if getattr(layer.spec, "heads", 1) > 1:
+        layer = Layer(layer.name, *one_head(layer.spec, layer.constants, 0), layer.inputs)
+        spec = layer.spec.requantize
     return Layer(layer.name, spec, {name: layer.constants[name] for name in spec.constants}, (output,))
 
 

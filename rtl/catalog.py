@@ -17,6 +17,7 @@ from rtl.adalog_quantize import AdaLogQuantize
 from rtl.layernorm import LayerNorm
 from rtl.log2_matmul import Log2Matmul
 from rtl.log_softmax import LogSoftmax
+from rtl.log_sqrt2_sums import LogSqrt2Sums
 from rtl.lookup import Lookup
 from rtl.requantize import Requantize
 from rtl.stream import StreamUnit
@@ -55,17 +56,33 @@ def rows_of_products(unit: StreamUnit, vectors: UnitVectors) -> Rows:
         sums = vectors.spec.accumulate(  # type: ignore[attr-defined]
             vectors.constants, codes, values
         )
-    (count, length), columns = codes.shape[-2:], values.shape[-1]
-    tiles = np.minimum(np.arange(-(-columns // unit.lanes) * unit.lanes), columns - 1).reshape(-1, unit.lanes)
-    matrices = (*codes.shape[:-2], len(tiles), count)
-    weighed = np.moveaxis(values[..., tiles], -2, -3)[..., None, :, :]
+    tiles = _tiles(values.shape[-1], unit.lanes)
     summed = np.moveaxis(sums[..., tiles], -2, -3)
-    return Rows(
-        inputs=(
-            np.broadcast_to(codes[..., None, :, :], (*matrices, length)).reshape(-1, length),
-            np.broadcast_to(weighed, (*matrices, length, unit.lanes)).reshape(-1, length, unit.lanes),
-        ),
-        output=summed.reshape(-1, unit.lanes),
+    return Rows(_rows_of_tiles(codes, values, tiles), summed.reshape(-1, unit.lanes))
+
+
+def rows_of_sums(unit: StreamUnit, vectors: UnitVectors) -> Rows:
+    """Rows as of `rows_of_products`, of a product with several sums: those of the first kind come first."""
+    codes, values = vectors.inputs
+    tiles = _tiles(values.shape[-1], unit.lanes)
+    # [..., rows, tiles, lanes, sums] to [..., tiles, rows, sums, lanes]
+    summed = np.moveaxis(vectors.output[..., tiles, :], -3, -4).swapaxes(-1, -2)
+    return Rows(_rows_of_tiles(codes, values, tiles), summed.reshape(-1, summed.shape[-2] * unit.lanes))
+
+
+def _tiles(columns: int, lanes: int) -> np.ndarray:
+    """Columns that each pass takes, [passes, lanes]."""
+    return np.minimum(np.arange(-(-columns // lanes) * lanes), columns - 1).reshape(-1, lanes)
+
+
+def _rows_of_tiles(codes: np.ndarray, values: np.ndarray, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Codes [rows, length] and the values [rows, length, lanes] that each weighs."""
+    count, length = codes.shape[-2:]
+    matrices, lanes = (*codes.shape[:-2], len(tiles), count), tiles.shape[1]
+    weighed = np.moveaxis(values[..., tiles], -2, -3)[..., None, :, :]
+    return (
+        np.broadcast_to(codes[..., None, :, :], (*matrices, length)).reshape(-1, length),
+        np.broadcast_to(weighed, (*matrices, length, lanes)).reshape(-1, length, lanes),
     )
 
 
@@ -95,6 +112,7 @@ UNITS = {
     "adalog_quantize": Entry(AdaLogQuantize, rows_of_last_axis),
     "layernorm": Entry(LayerNorm, rows_of_last_axis),
     "log2_matmul": Entry(Log2Matmul, rows_of_products),
+    "log_sqrt2_sums": Entry(LogSqrt2Sums, rows_of_sums),
     "log_softmax": Entry(LogSoftmax, rows_of_last_axis),
     "lookup": Entry(Lookup, rows_of_last_axis),
     "requantize": Entry(Requantize, rows_of_last_axis),
@@ -112,6 +130,11 @@ def entry(kind: str) -> Entry:
     if kind not in UNITS:
         raise HwsimError(f"there is no hardware unit {kind!r}; there are {', '.join(sorted(UNITS))}")
     return UNITS[kind]
+
+
+def is_product(kind: str) -> bool:
+    """Whether the rows of a unit are codes with values that they weigh, and each row gives sums of `lanes` columns."""
+    return kind in UNITS and UNITS[kind].rows in (rows_of_products, rows_of_sums)
 
 
 def covering(layers: Sequence[tuple[Spec, Constants]], *, lanes: int) -> StreamUnit:

@@ -32,11 +32,14 @@ class ShiftAccumulate(wiring.Component):
         Width of the signed sums. They wrap around (two's complement); the spec proves that
         they do not need to.
     lanes : int
+    banks : int
+        Sums of each lane; a beat adds to the one that it names.
 
     Attributes
     ----------
-    i : stream of ``values`` (array of `lanes`), ``amount`` and ``last``
-    o : stream of rows of `lanes` sums, one beat a row, ``keep`` all ones, ``last`` high
+    i : stream of ``values`` (array of `lanes`), ``amount``, ``last`` and, with more than one of them, ``bank``
+    o : stream of rows of ``banks * lanes`` sums, one beat a row, ``keep`` all ones, ``last`` high; those of the first
+        bank come first
 
     Notes
     -----
@@ -47,20 +50,29 @@ class ShiftAccumulate(wiring.Component):
     """
 
     def __init__(
-        self, *, value_bits: int, largest_amount: int, dropped_bits: int, accumulator_bits: int, lanes: int
+        self,
+        *,
+        value_bits: int,
+        largest_amount: int,
+        dropped_bits: int,
+        accumulator_bits: int,
+        lanes: int,
+        banks: int = 1,
     ) -> None:
         self.dropped_bits = dropped_bits
         self.accumulator_bits = accumulator_bits
-        self.lanes = lanes
+        self.lanes, self.banks = lanes, banks
         self.shifter = LeftShifter(signed(value_bits), lanes=lanes, largest=largest_amount)
-        layout = data.StructLayout(
-            {
-                "values": data.ArrayLayout(signed(value_bits), lanes),
-                "amount": unsigned(largest_amount.bit_length()),
-                "last": unsigned(1),
-            }
-        )
-        super().__init__({"i": In(stream.Signature(layout)), "o": Out(row_signature(signed(accumulator_bits), lanes))})
+        members = {
+            "values": data.ArrayLayout(signed(value_bits), lanes),
+            "amount": unsigned(largest_amount.bit_length()),
+            "last": unsigned(1),
+        }
+        if banks > 1:
+            members["bank"] = unsigned((banks - 1).bit_length())
+        layout = data.StructLayout(members)
+        sums = row_signature(signed(accumulator_bits), banks * lanes)
+        super().__init__({"i": In(stream.Signature(layout)), "o": Out(sums)})
 
     @property
     def latency(self) -> int:
@@ -93,11 +105,19 @@ class ShiftAccumulate(wiring.Component):
         # High in the cycle after a reset, when no term can have come through the shifter.
         fresh = Signal(init=1)
         m.d.sync += fresh.eq(0)
-        for lane, shifted in enumerate(shifter.shifted):
-            accumulator = Signal(signed(self.accumulator_bits), name=f"accumulator_{lane}", reset_less=True)
-            total = Signal(signed(self.accumulator_bits), name=f"total_{lane}")
-            result = Signal(signed(self.accumulator_bits), name=f"result_{lane}", reset_less=True)
-            m.d.comb += [total.eq(accumulator + (shifted >> self.dropped_bits)), self.o.payload.data[lane].eq(result)]
+        terms = [shifted >> self.dropped_bits for shifted in shifter.shifted]
+        if self.banks > 1:
+            bank = delay(m, self.i.payload.bank, "bank", shifter.latency, enable=advance)
+            terms = [
+                term & (bank == number).replicate(len(term)).as_signed()
+                for number in range(self.banks)
+                for term in terms
+            ]
+        for place, term in enumerate(terms):
+            accumulator = Signal(signed(self.accumulator_bits), name=f"accumulator_{place}", reset_less=True)
+            total = Signal(signed(self.accumulator_bits), name=f"total_{place}")
+            result = Signal(signed(self.accumulator_bits), name=f"result_{place}", reset_less=True)
+            m.d.comb += [total.eq(accumulator + term), self.o.payload.data[place].eq(result)]
             # One clear after a reset and at the end of a row, so that no multiplexer stands behind the adder.
             with m.If(fresh | (ends & free)):
                 m.d.sync += accumulator.eq(0)

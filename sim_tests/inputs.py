@@ -15,10 +15,14 @@ from golden.errors import HwsimError
 from golden.layernorm import LayerNormSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec, ratio_threshold
+from golden.log_sqrt2 import LogSqrt2SumsSpec
 from golden.lookup import LookupSpec
 from golden.requantize import RequantizeSpec
 from golden.spec import Constants, Spec
 from golden.vectors import Accumulating, UnitVectors
+
+# Specs of matrix products on logarithmic codes.
+Product = Log2MatmulSpec | AdaLogMatmulSpec | LogSqrt2SumsSpec
 
 # Inputs of more bits are tried at every threshold and beside it only.
 EXHAUSTIVE_BITS = 20
@@ -31,7 +35,7 @@ def exhaustive(layer: UnitVectors) -> UnitVectors | None:
 
     * lookup, AdaLog decode: every code
     * Log-Int-Softmax: every pair of scores, as rows of two
-    * log2 and AdaLog product: every pair of code and value
+    * log2, AdaLog and log-sqrt2 product: every pair of code and value
     * AdaLog quantize: every value, or every threshold and its neighbours
     * requantize: every value, or both sides of each rounding boundary, and the extremes
 
@@ -85,7 +89,7 @@ def corners(layer: UnitVectors, seed: int = 0) -> Iterator[UnitVectors]:
     """Rows of every kind of length, of extremes, equal and random values, with the layer's constants."""
     dice = np.random.default_rng(seed)
     spec = layer.spec
-    if isinstance(spec, Log2MatmulSpec | AdaLogMatmulSpec):
+    if isinstance(spec, Product):
         for length in _lengths(spec.row_length):
             codes = _code_rows(spec, length, dice)
             values = _rows_of_extremes(0, spec.inputs[1].maximum, (length, 5), dice)
@@ -135,7 +139,7 @@ def _every_score_pair(spec: LogSoftmaxSpec, constants: Constants) -> tuple[np.nd
     return (np.stack(np.meshgrid(*[scores] * length, indexing="ij"), axis=-1).reshape(1, -1, length),)
 
 
-def _every_product(spec: Log2MatmulSpec | AdaLogMatmulSpec, constants: Constants) -> tuple[np.ndarray, ...]:
+def _every_product(spec: Product, constants: Constants) -> tuple[np.ndarray, ...]:
     codes = np.arange(spec.inputs[0].maximum + 1)
     codes = codes[codes <= spec.zero_symbol]
     return codes[None, :, None], np.arange(1 << spec.value_bits)[None, None]
@@ -171,6 +175,7 @@ _EXHAUSTIVE: dict[type[Spec], Callable[..., tuple[np.ndarray, ...]]] = {
     LogSoftmaxSpec: _every_score_pair,
     Log2MatmulSpec: _every_product,
     AdaLogMatmulSpec: _every_product,
+    LogSqrt2SumsSpec: _every_product,
     AdaLogQuantizeSpec: _every_quantized,
     RequantizeSpec: _every_boundary,
 }
@@ -206,7 +211,7 @@ def _rows_of_extremes(low: int, high: int, shape: tuple[int, int], dice: np.rand
     return made
 
 
-def _code_rows(spec: Log2MatmulSpec | AdaLogMatmulSpec, length: int, dice: np.random.Generator) -> np.ndarray:
+def _code_rows(spec: Product, length: int, dice: np.random.Generator) -> np.ndarray:
     """Rows of codes whose weights add up to at most one, as those of a softmax do, int64 [9, length]."""
     zero = min(spec.zero_symbol, spec.inputs[0].maximum)
     even = min((length - 1).bit_length(), zero)
@@ -278,17 +283,18 @@ def _sensible(spec: Spec, constants: Constants, dice: np.random.Generator) -> di
         }
     else:
         found = {}
-    if isinstance(spec, Log2MatmulSpec | AdaLogMatmulSpec):
+    if isinstance(spec, Product):
         highest = 1 << spec.value_bits
         # About as far from the middle as accumulators of a network's width allow.
         found["zero_v"] = constants["zero_v"] + dice.integers(-highest // 5, highest // 5)
-        found |= {name: constants[name] for name in spec.requantize.constants}
+        if not isinstance(spec, LogSqrt2SumsSpec):
+            found |= {name: constants[name] for name in spec.requantize.constants}
     return found
 
 
 def some_rows(layer: UnitVectors, count: int = 20) -> UnitVectors:
     """The first rows of the first image of dumped activations; of a product the first matrix and columns."""
-    if isinstance(layer.spec, Log2MatmulSpec | AdaLogMatmulSpec):
+    if isinstance(layer.spec, Product):
         codes, values = (array[0].reshape(-1, *array.shape[-2:])[:1] for array in layer.inputs)
         return vectors_for(layer, codes[:, :count], values[..., :8])
     (codes,) = layer.inputs

@@ -19,6 +19,7 @@ from golden.adalog import (
 from golden.layernorm import LayerNormSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec, exponential_constants
+from golden.log_sqrt2 import LogSqrt2SumsSpec
 from golden.lookup import LookupSpec
 from golden.requantize import RequantizeSpec
 from golden.spec import Constants, IntFormat, Spec
@@ -185,6 +186,20 @@ def _adalog_matmul(dice: np.random.Generator, layer: str) -> Example:
     return _product(spec, {**constants, **_scaling(dice)}, codes, layer)
 
 
+def _log_sqrt2_sums(dice: np.random.Generator, layer: str) -> Example:
+    """Fewer guard bits than would lose nothing, so that terms are rounded down."""
+    spec = LogSqrt2SumsSpec(code_bits=CODE_BITS, value_bits=6, row_length=LONGEST, guard_bits=4, accumulator_bits=17)
+    checked = spec.check_constants({"zero_v": np.array(dice.integers(10, 50))})
+
+    def rows(count: int, length: int, lanes: int, dice: np.random.Generator) -> Rows:
+        codes = dice.integers(0, (1 << CODE_BITS) + 1, (count, length))
+        values = dice.integers(0, 64, (count, length, lanes))
+        sums = replace(spec, row_length=length).compute(checked, codes[:, None, :], values)
+        return Rows((codes, values), np.concatenate([sums[:, 0, :, 0], sums[:, 0, :, 1]], axis=1))
+
+    return Example(spec, checked, rows, layer)
+
+
 _MAKERS: dict[str, Callable[[np.random.Generator, str], Example]] = {
     "adalog_decode": _adalog_decode,
     "adalog_matmul": _adalog_matmul,
@@ -192,6 +207,7 @@ _MAKERS: dict[str, Callable[[np.random.Generator, str], Example]] = {
     "layernorm": _layernorm,
     "log2_matmul": _log2_matmul,
     "log_softmax": _log_softmax,
+    "log_sqrt2_sums": _log_sqrt2_sums,
     "lookup": _lookup,
     "requantize": _requantize,
 }

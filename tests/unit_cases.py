@@ -58,7 +58,8 @@ def linear(rng: np.random.Generator, overflow: str = "prove", wide: bool = False
     low, high = -(1 << (weight_bits - 1)), (1 << (weight_bits - 1)) - 1
     weight = rng.integers(low, high + 1, (outputs, inputs))
     bias = rng.integers(-5000, 5000, outputs)
-    largest = int(np.abs(weight).sum(axis=1).max()) * ((1 << bits) - 1) + 5000
+    fraction = 0 if wide else int(rng.integers(0, 7))
+    largest = (int(np.abs(weight).sum(axis=1).max()) * ((1 << bits) - 1) << fraction) + 5000
     accumulator = signed_bits(-largest, largest) - (0 if overflow == "prove" else int(rng.integers(0, 8)))
     requantize, constants = requantizer(rng, max(accumulator, 2), outputs if rng.random() < 0.5 else 1)
     spec = LinearSpec(
@@ -67,6 +68,7 @@ def linear(rng: np.random.Generator, overflow: str = "prove", wide: bool = False
         input_bits=bits,
         weight_bits=weight_bits,
         bias_bits=14,
+        bias_fraction_bits=fraction,
         overflow=overflow,
         requantize=requantize,
     )

@@ -22,15 +22,19 @@ from golden.errors import HwsimError
 from golden.layernorm import LayerNormSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec
+from golden.log_sqrt2 import LogSqrt2SumsSpec
+from golden.log_sqrt2 import lossless_guard_bits as log_sqrt2_guard_bits
 from golden.lookup import LookupSpec
 from golden.requantize import RequantizeSpec
 from golden.spec import IntFormat
+from rtl import catalog
 from rtl.adalog_decode import AdaLogDecode
 from rtl.adalog_matmul import AdaLogMatmul
 from rtl.adalog_quantize import AdaLogQuantize
 from rtl.layernorm import LayerNorm
 from rtl.log2_matmul import Log2Matmul
 from rtl.log_softmax import LogSoftmax
+from rtl.log_sqrt2_sums import LogSqrt2Sums
 from rtl.lookup import Lookup
 from rtl.requantize import Requantize
 from rtl.stream import StreamUnit
@@ -69,7 +73,7 @@ class Point:
 
     def elements_a_cycle(self, unit: StreamUnit) -> float:
         """Elements (products, of a matrix product) a cycle, sustained, rows back to back."""
-        work = self.row * (self.lanes if self.unit.endswith("matmul") else 1)
+        work = self.row * (self.lanes if catalog.is_product(self.unit) else 1)
         return work / unit.cycles_per_row(self.row)
 
 
@@ -115,6 +119,14 @@ def _adalog_matmul(row: int, lanes: int) -> StreamUnit:
     return AdaLogMatmul(dataclasses.replace(wide, requantize=_requantize(signed_bits(*bounds))), lanes=lanes)
 
 
+def _log_sqrt2_sums(row: int, lanes: int) -> StreamUnit:
+    wide = LogSqrt2SumsSpec(
+        code_bits=4, value_bits=4, row_length=row, guard_bits=log_sqrt2_guard_bits(4), accumulator_bits=40
+    )
+    bounds = wide.bounds({"zero_v": np.array(0)})
+    return LogSqrt2Sums(dataclasses.replace(wide, accumulator_bits=signed_bits(*bounds)), lanes=lanes)
+
+
 def _adalog_decode(lanes: int) -> StreamUnit:
     guard_bits = lossless_guard_bits(4, ADALOG_Q)
     return AdaLogDecode(AdaLogDecodeSpec(code_bits=4, guard_bits=guard_bits, largest_shift=guard_bits), lanes=lanes)
@@ -127,6 +139,7 @@ _UNITS: dict[str, tuple[str, bool, Callable[[int, int], StreamUnit]]] = {
         lambda row, lanes: AdaLogQuantize(AdaLogQuantizeSpec(input_bits=17, code_bits=4), lanes=lanes),
     ),
     "adalog_matmul": ("4-bit codes x 4-bit values", True, _adalog_matmul),
+    "log_sqrt2_sums": ("4-bit codes x 4-bit values, two sums", True, _log_sqrt2_sums),
     "log2_matmul": ("4-bit codes x 8-bit values", True, _log2_matmul),
     "lookup": (
         "8 -> 8 bit (GELU)", False,

@@ -25,6 +25,7 @@ from golden.adalog import (
 from golden.layernorm import LayerNormSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec, exponential_constants
+from golden.log_sqrt2 import LogSqrt2SumsSpec
 from golden.lookup import LookupSpec
 from golden.requantize import RequantizeSpec
 from golden.spec import Constants, IntFormat, Spec
@@ -105,7 +106,7 @@ class Case:
 def cases() -> dict[str, Case]:
     """The case of every unit in `rtl.catalog`."""
     found = [_lookup(), _requantize(), _adalog_quantize(), _adalog_decode(), _log2_matmul(), _adalog_matmul()]
-    found += [_log_softmax(), _layernorm()]
+    found += [_log_sqrt2_sums(), _log_softmax(), _layernorm()]
     return {case.kind: case for case in found}
 
 
@@ -115,6 +116,10 @@ def _beat_for_beat(lanes: int) -> Framing:
 
 def _a_beat_a_row(lanes: int) -> Framing:
     return Framing(beats_out=1, last_lanes=lanes)
+
+
+def _a_beat_of_two_sums_a_row(lanes: int) -> Framing:
+    return Framing(beats_out=1, last_lanes=2 * lanes)
 
 
 def _checked(spec: Spec, constants: dict[str, Any]) -> tuple[Any, Constants]:
@@ -164,9 +169,12 @@ def _products(spec: Any, constants: Constants, lengths: Sequence[int]) -> Table:
     for length in lengths:
         for row in itertools.product(elements, repeat=length):
             c, v = np.array([[pair[0] for pair in row]]), np.array([[pair[1]] for pair in row])
-            total = int(spec.accumulate(constants, c, v)[0, 0])
+            if isinstance(spec, LogSqrt2SumsSpec):
+                totals, bits = spec.compute(constants, c, v)[0, 0].tolist(), spec.output.bits
+            else:
+                totals, bits = [int(spec.accumulate(constants, c, v)[0, 0])], spec.accumulator.bits
             packed = _joined([pair[1] << code.bits | pair[0] for pair in row], width)
-            outputs[length, packed] = _bits(total, spec.accumulator.bits)
+            outputs[length, packed] = _joined(totals, bits)
     return Table(tuple(lengths), False, 1, outputs, tuple(v << code.bits | c for c, v in elements))
 
 
@@ -224,6 +232,14 @@ def _adalog_matmul() -> Case:
         {"zero_v": 1, **_tables(2, 29), "multiplier": [1], "shift": [0], "zero_point": 0},
     )
     return Case(spec, constants, _a_beat_a_row, 2, lambda: _products(spec, constants, (1, 2)), 18)
+
+
+def _log_sqrt2_sums() -> Case:
+    """No guard bits: the last two codes are rounded down."""
+    spec, constants = _checked(
+        LogSqrt2SumsSpec(code_bits=2, value_bits=2, row_length=2, guard_bits=0, accumulator_bits=5), {"zero_v": 1}
+    )
+    return Case(spec, constants, _a_beat_of_two_sums_a_row, 2, lambda: _products(spec, constants, (1, 2)), 14)
 
 
 def _log_softmax() -> Case:
@@ -315,6 +331,10 @@ def full_size(kind: str) -> Iterator[tuple[str, Any, Constants, dict[str, Limit]
             )
             zero = {"zero_v": 128, **_tables(4, 29), "multiplier": [1], "shift": [0], "zero_point": 0}
             yield row, *_checked(adalog, zero), {"accumulator_0": length}
+        elif kind == "log_sqrt2_sums":
+            sums = LogSqrt2SumsSpec(code_bits=4, value_bits=8, row_length=length, guard_bits=7, accumulator_bits=30)
+            spec, constants = _checked(sums, {"zero_v": 128})
+            yield row, spec, constants, {f"accumulator_{bank}": length for bank in range(2)}
         elif kind == "log_softmax":
             softmax = LogSoftmaxSpec(score_bits=8, code_bits=4, fraction_bits=16, row_length=length, polynomial_bits=12)
             # With the first scale a base of -1 is in the table, see `rtl.log2_ratio`, with the second none.

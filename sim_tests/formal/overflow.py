@@ -108,7 +108,11 @@ Whether the reason is right the solver only checks on the small unit: bounded, f
 `INTENDED` as well stands for the narrowing here that keeps most bits, and there for the others.
 """
 
-BY_ROW_LENGTH = {"log2_matmul": "accumulate.total_0", "adalog_matmul": "accumulate.total_0"}
+BY_ROW_LENGTH = {
+    "log2_matmul": ("accumulate.total_0",),
+    "adalog_matmul": ("accumulate.total_0",),
+    "log_sqrt2_sums": ("accumulate.total_0", "accumulate.total_1"),
+}
 """Sums that fit for rows as long as the unit is built for, by kind; free inputs, as here, make endless rows."""
 
 
@@ -181,7 +185,7 @@ def instrumented(unit: StreamUnit, top: str, wanted: Collection[str] | None) -> 
             return found.fits if found.name in wanted else None
         if argument := known.argument(found):
             return argument.holds(found, argument.live(unit, own))
-        if known.intention(found) or found.name == BY_ROW_LENGTH.get(known.kind):
+        if known.intention(found) or found.name in BY_ROW_LENGTH.get(known.kind, ()):
             return None
         return found.fits
 

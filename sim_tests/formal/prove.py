@@ -184,7 +184,7 @@ class Prover:
         job = Job(f"{kind}-overflow-small", "bmc", depth, {"bench.il": model}, BENCH)
         claim = "no overflow, but for intended wraps"
         if kind in overflow.BY_ROW_LENGTH:
-            claim += f" and {overflow.BY_ROW_LENGTH[kind]}, whose rows are endless here"
+            claim += f" and {_names(overflow.BY_ROW_LENGTH[kind])}, whose rows are endless here"
         if kind in overflow.ARGUED:
             claim += f"; {_names(sorted(overflow.ARGUED[kind]))} of live data"
         proofs.append(self._proof(f"{kind} small", claim, job))
