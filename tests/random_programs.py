@@ -112,7 +112,9 @@ class _Builder:
             spec_of = {"linear": LinearSpec, "twin_linear": TwinLinearSpec}.get(kind, AsymmetricLinearSpec)
             constants |= shifts if kind == "twin_linear" else {}
             largest = inputs * reach * (8 << bits[0]) + 500
-            fields |= {"input_bits": bits[0], "overflow": overflow}
+            fraction = int(self.one_of(0, 0, 2, 5))
+            largest = (largest << fraction) + 500
+            fields |= {"input_bits": bits[0], "overflow": overflow, "bias_fraction_bits": fraction}
         requantize, more = self.requantizer(largest, bits[1], channels, overflow)
         return self.add(name, spec_of(**fields, requantize=requantize), (source,), constants | more)
 

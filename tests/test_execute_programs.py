@@ -18,7 +18,11 @@ def images_of(program: Program, seed: int, count: int = 3) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (count, *program.image_size), dtype=np.uint8)
 
 
-@pytest.mark.parametrize("backend", [name for name in BACKENDS if name != "reference"])
+@pytest.mark.parametrize(
+    "backend",
+    # The kernels of the GPU are compared in tests/test_execute_cuda.py and tests/test_cuda.py.
+    [name for name in BACKENDS if name not in ("reference", "cuda")],
+)
 @pytest.mark.parametrize("attention", ATTENTIONS)
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), hidden=st.sampled_from(HIDDEN))

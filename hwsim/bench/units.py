@@ -12,7 +12,7 @@ from golden.log_softmax import LogSoftmaxSpec, exponential_constants
 from golden.softmax import SoftmaxSpec
 from golden.spec import Spec
 from hwsim.bench.measure import Table, alternate, median_and_spread
-from hwsim.execute import BACKENDS
+from hwsim.execute.processor import compiled_kernels, reference_kernel
 from hwsim.program import Node
 
 SCORE_SCALE, CHANNELS, TOKENS = 0.0625, 192, 197
@@ -52,7 +52,7 @@ def units(rounds: int) -> Table:
 
 def _both(spec: Spec, constants: dict[str, np.ndarray], codes: np.ndarray) -> dict[str, Callable[[], object]]:
     node = Node(spec.kind, spec, ("input",), spec.check_constants(constants))
-    kernels = {name: BACKENDS[name]()(node) for name in ("numba", "reference")}
+    kernels = {"numba": compiled_kernels()(node), "reference": reference_kernel(node)}
     return {
         f"hwsim {spec.kind}": lambda: kernels["numba"](codes),
         f"hwsim {spec.kind}, reference": lambda: kernels["reference"](codes),

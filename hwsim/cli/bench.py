@@ -15,19 +15,23 @@ if TYPE_CHECKING:
     from hwsim.bench.measure import Table
     from hwsim.program import Program
 
-PARTS = ("networks", "units", "growth", "first-call")
+PARTS = ("networks", "gpu", "units", "growth", "first-call")
 
 
 @click.command("bench")
 @click.option(
-    "--part", "parts", multiple=True, type=click.Choice(PARTS), help="What to measure.  [default: everything]"
+    "--part",
+    "parts",
+    multiple=True,
+    type=click.Choice(PARTS),
+    help="What to measure.  [default: everything; gpu where there is one]",
 )
 @click.option(
     "--program",
     "programs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Programs of the first part.  [default: the embedded network and DeiT-Tiny with random weights, both 8/8/4]",
+    help="Programs of networks and gpu.  [default: the embedded network and DeiT-Tiny with random weights, both 8/8/4]",
 )
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images a batch.")
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(2), help="Rounds of every measurement.")
@@ -59,7 +63,7 @@ def bench_command(
             err=True,
         )
     tables = []
-    for part in parts or PARTS:
+    for part in parts or _possible():
         result = _measurements(programs, batch, rounds)[part]()
         table(result.columns, result.rows, title=result.title)
         tables.append(result)
@@ -74,16 +78,30 @@ def bench_command(
     click.echo(f"results: {output}, {output.with_suffix('.md')}")
 
 
+def _possible() -> tuple[str, ...]:
+    """All parts that this machine can measure; says which it cannot."""
+    from hwsim.execute.cuda.availability import why_not
+
+    reason = why_not()
+    if reason is None:
+        return PARTS
+    click.echo(f"hwsim: the part gpu is left out: {reason}", err=True)
+    return tuple(part for part in PARTS if part != "gpu")
+
+
 def _measurements(programs: tuple[Path, ...], batch: int, rounds: int) -> dict[str, Callable[[], Table]]:
     from hwsim.bench.first_call import first_call
+    from hwsim.bench.gpu import gpu
     from hwsim.bench.growth import growth
     from hwsim.bench.networks import networks
     from hwsim.bench.units import units
 
+    def chosen() -> list[Program]:
+        return [open_program(path) for path in programs] or [open_program(None), _deit_tiny()]
+
     return {
-        "networks": lambda: networks(
-            [open_program(path) for path in programs] or [open_program(None), _deit_tiny()], batch, rounds
-        ),
+        "networks": lambda: networks(chosen(), batch, rounds),
+        "gpu": lambda: gpu(chosen(), rounds),
         "units": lambda: units(rounds),
         "growth": lambda: growth(rounds),
         "first-call": lambda: first_call(rounds),

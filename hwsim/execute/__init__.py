@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Sequence
+from typing import Protocol
 
 import numpy as np
 
 from golden.errors import HwsimError
-from golden.spec import Spec
-from hwsim.execute.parallel import even_size, map_batches
-from hwsim.program import INPUT, Node, Program
+from hwsim.execute.processor import Kernel, Processor, compiled_kernels, reference_kernel
+from hwsim.program import Node, Program
 
-Kernel = Callable[..., np.ndarray]
 
-# The largest output of a unit, of all images of a pass: with its input it stays in a core's cache.
-_PASS_BYTES = 5 << 18
+class Machine(Protocol):
+    """A program made ready to run somewhere; the arguments are checked before."""
+
+    @property
+    def kernels(self) -> Sequence[tuple[Node, Kernel]]:
+        """Every node with its unit as a function of NumPy codes."""
+
+    def run(self, images: np.ndarray, keep: Collection[str] | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """See `Executor.run`."""
+
+    def predict(self, images: np.ndarray, batch: int | None, progress: Callable[[int], None] | None) -> np.ndarray:
+        """See `Executor.predict`."""
+
+    def prepare(self, images: int, batch: int | None) -> None:
+        """See `Executor.prepare`."""
 
 
 class Executor:
@@ -24,25 +35,27 @@ class Executor:
     Parameters
     ----------
     program : Program
-    backend : {"numba", "reference"}
+    backend : str
+        "numba" or "reference", on the processor; "cuda" or "cuda:N", on a GPU.
 
     Raises
     ------
     HwsimError
-        Unknown backend.
+        Unknown backend, or no such GPU.
     """
 
     def __init__(self, program: Program, backend: str = "numba") -> None:
         self.program = program
         self.backend = backend
-        if backend not in BACKENDS:
+        name, _, place = backend.partition(":")
+        if name not in BACKENDS or (place and name != "cuda"):
             raise HwsimError(f"unknown executor {backend!r}; choose one of {', '.join(BACKENDS)}")
-        kernel_of = BACKENDS[backend]()
-        self.kernels = [(node, kernel_of(node)) for node in program.nodes]
-        uses = [name for node in program.nodes for name in node.inputs]
-        self._last_use = {
-            name: max(i for i, node in enumerate(program.nodes) if name in node.inputs) for name in set(uses)
-        }
+        self._machine = BACKENDS[name](program, place)
+
+    @property
+    def kernels(self) -> Sequence[tuple[Node, Kernel]]:
+        """Every node with its unit as a function of NumPy codes, in execution order."""
+        return self._machine.kernels
 
     def run(self, images: np.ndarray, keep: Collection[str] | None = ()) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Run one batch of images.
@@ -60,76 +73,58 @@ class Executor:
             Outputs of the kept nodes, batch axis first.
         """
         self.program.check_images(images)
-        values: dict[str, np.ndarray] = {INPUT: images}
-        kept: dict[str, np.ndarray] = {}
-        output = images
-        for index, (node, kernel) in enumerate(self.kernels):
-            output = kernel(*(values[name] for name in node.inputs))
-            values[node.name] = output
-            if keep is None or node.name in keep:
-                kept[node.name] = np.broadcast_to(output, (len(images), *output.shape[1:]))
-            for name in node.inputs:
-                if self._last_use[name] == index:
-                    values.pop(name, None)
-        return output.reshape(len(images), -1), kept
-
-    @property
-    def images_a_pass(self) -> int:
-        """Images that a core runs at a time, so that activations stay in its cache."""
-        largest = max(
-            math.prod(self.program.shape(node.name)) * node.spec.output.dtype.itemsize for node in self.program.nodes
-        )
-        return max(1, _PASS_BYTES // largest)
+        return self._machine.run(images, keep)
 
     def predict(
-        self, images: np.ndarray, *, batch: int = 64, progress: Callable[[int], None] | None = None
+        self, images: np.ndarray, *, batch: int | None = None, progress: Callable[[int], None] | None = None
     ) -> np.ndarray:
-        """Logit codes [N, classes] of any number of images, batches on all cores.
+        """Logit codes [N, classes] of any number of images.
 
-        The memory in use does not depend on the number of images.
+        The memory in use besides the result does not depend on the number of images. Batches run on all cores; on a
+        GPU one after the other, the next uploaded meanwhile.
 
         Parameters
         ----------
         images : ndarray of uint8 [N, H, W, C]
-        batch : int
-            Images a batch at most; fewer where the cores then share the work, or the cache holds it.
+        batch : int, optional
+            Images a batch at most; by default what suits the machine. On the processor fewer where the cores then
+            share the work, or the cache holds it.
         progress : callable, optional
             Called with the number of images after each batch.
         """
         if not len(images):
             raise HwsimError("there is no image to run")
         self.program.check_images(images)
-        size = min(batch, even_size(len(images), self.images_a_pass))
-        parts = map_batches(lambda part: self.run(images[part])[0], len(images), size, progress)
-        return np.concatenate(parts)
+        return self._machine.predict(images, batch, progress)
+
+    def prepare(self, images: int, batch: int | None = None) -> None:
+        """Compile all that `predict` of so many images takes, so that its time is that of running."""
+        self._machine.prepare(images, batch)
+
+    def close(self) -> None:
+        """Give back what a machine holds; nothing has to."""
 
 
-def _reference_kernel(node: Node) -> Kernel:
-    return lambda *inputs: node.spec.compute(node.constants, *inputs)
+def _cuda(program: Program, place: str) -> Machine:
+    from hwsim.execute.cuda.availability import why_not
+
+    if place and not place.isdecimal():
+        raise HwsimError(f"unknown executor 'cuda:{place}'; write cuda, or cuda:1 for the second GPU")
+    reason = why_not(int(place or 0))
+    if reason is not None:
+        raise HwsimError(f"the cuda executor cannot run: {reason}; take the executor numba (--device cpu)")
+    import torch
+
+    from hwsim.execute.cuda.engine import CudaMachine
+
+    return CudaMachine(program, torch.device("cuda", int(place or 0)))
 
 
-def _numba_kernels() -> Callable[[Node], Kernel]:
-    from hwsim.execute import numba_kernels, product_kernels, softmax_kernels, window_kernels
-
-    kernels: dict[str, Callable[[Spec, Mapping[str, np.ndarray]], Kernel]] = {
-        **numba_kernels.KERNELS,
-        **softmax_kernels.KERNELS,
-        **product_kernels.KERNELS,
-        **window_kernels.KERNELS,
-    }
-
-    def kernel_of(node: Node) -> Kernel:
-        # Units in none of them move data; the reference does that without a copy.
-        factory = kernels.get(node.spec.kind)
-        return _reference_kernel(node) if factory is None else factory(node.spec, node.constants)
-
-    return kernel_of
-
-
-# What makes the kernel of a node, by executor; called when an executor is chosen, so that its libraries load then.
-BACKENDS: dict[str, Callable[[], Callable[[Node], Kernel]]] = {
-    "numba": _numba_kernels,
-    "reference": lambda: _reference_kernel,
+# What makes a program ready, by executor; called when an executor is chosen, so that its libraries load then.
+BACKENDS: dict[str, Callable[[Program, str], Machine]] = {
+    "numba": lambda program, place: Processor(program, compiled_kernels()),
+    "reference": lambda program, place: Processor(program, reference_kernel),
+    "cuda": _cuda,
 }
 
 

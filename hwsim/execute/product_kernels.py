@@ -15,7 +15,7 @@ import numpy as np
 from golden.accumulate import dot_bounds
 from golden.adalog import AdaLogMatmulSpec
 from golden.adalog_linear import AdaLogLinearSpec
-from golden.asymmetric_linear import AsymmetricLinearSpec, centred_weights
+from golden.asymmetric_linear import centred_weights
 from golden.heads import head_axis
 from golden.linear import LinearSpec
 from golden.log2_matmul import Log2MatmulSpec
@@ -47,21 +47,14 @@ def _linear_kernel(spec: LinearSpec, constants: Constants) -> Kernel:
     return _linear_of(spec, constants)
 
 
-def _asymmetric_linear_kernel(spec: AsymmetricLinearSpec, constants: Constants) -> Kernel:
-    centred = {**constants, "weight": centred_weights(constants)}
-    return _linear_of(spec, centred, own=constants)
-
-
 def _twin_linear_kernel(spec: TwinLinearSpec, constants: Constants) -> Kernel:
     return _linear_of(spec, constants, spec.decoded(constants))
 
 
-def _linear_of(
-    spec: LinearSpec, constants: Constants, decoded: np.ndarray | None = None, own: Constants | None = None
-) -> Kernel:
-    """Kernel of a linear unit whose input codes are `decoded` by a table; the reference takes its `own` constants."""
-    weight, bias = int64_of(constants, "weight", "bias")
-    integer = integer_products.linear(spec, constants if own is None else own, weight, decoded)
+def _linear_of(spec: LinearSpec, constants: Constants, decoded: np.ndarray | None = None) -> Kernel:
+    """Kernel of a linear unit whose input codes are `decoded` by a table."""
+    weight, bias = spec.effective_weights(constants), constants["bias"].astype(np.int64)
+    integer = integer_products.linear(spec, constants, weight, decoded)
     if integer is not None:
         return integer
     low, high = (0, spec.input.maximum) if decoded is None else (int(decoded.min()), int(decoded.max()))
@@ -81,7 +74,7 @@ def _linear_of(
 
         return saturating
     if kind is None:
-        return _reference(spec, constants if own is None else own)
+        return _reference(spec, constants)
     float_weight = np.ascontiguousarray(weight.T.astype(kind))
 
     def kernel(codes: np.ndarray) -> np.ndarray:
@@ -272,7 +265,7 @@ def _log_sqrt2_linear_kernel(spec: LogSqrt2LinearSpec, constants: Constants) -> 
 
 KERNELS: dict[str, Callable[[Any, Constants], Kernel]] = {
     "linear": _linear_kernel,
-    "asymmetric_linear": _asymmetric_linear_kernel,
+    "asymmetric_linear": _linear_kernel,
     "adalog_linear": _adalog_linear_kernel,
     "log_sqrt2_linear": _log_sqrt2_linear_kernel,
     "log_sqrt2_matmul": _log_sqrt2_matmul_kernel,

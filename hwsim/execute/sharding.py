@@ -1,0 +1,218 @@
+"""Images on several executors at once, a process each: several GPUs of a machine.
+
+The parent hands out batches of images through shared memory; whichever process is free takes the next. Every image
+is computed alone, so the result does not depend on who computes it.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import threading
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
+from multiprocessing.shared_memory import SharedMemory
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from golden.errors import HwsimError
+from hwsim.execute.parallel import batches
+from hwsim.program import Program
+
+# Images handed out at a time.
+SHARD = 1024
+
+
+@dataclass
+class _Worker:
+    """A process, the way to it, and the memory that its images go through."""
+
+    backend: str
+    process: BaseProcess
+    connection: Connection
+    memory: SharedMemory
+
+
+class ShardedExecutor:
+    """A program on several executors; use it in a ``with`` statement, or close it.
+
+    Parameters
+    ----------
+    program : Program
+    backends : sequence of str
+        Of `hwsim.execute.Executor`, one for each process.
+    shard : int
+        Images handed out at a time.
+
+    Raises
+    ------
+    HwsimError
+        An executor cannot be made in its process.
+    """
+
+    def __init__(self, program: Program, backends: Sequence[str], *, shard: int = SHARD) -> None:
+        self.program, self.shard = program, shard
+        context = multiprocessing.get_context("spawn")
+        self._workers: list[_Worker] = []
+        try:
+            for backend in backends:
+                memory = SharedMemory(create=True, size=shard * math.prod(program.image_size))
+                ours, theirs = context.Pipe()
+                # A daemon, so that no process stays behind a parent that fails.
+                process = context.Process(target=_serve, args=(theirs, program, backend, memory.name), daemon=True)
+                self._workers.append(_Worker(backend, process, ours, memory))
+                process.start()
+                theirs.close()
+            for worker in self._workers:
+                _answer(worker)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> ShardedExecutor:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the processes and free their memory."""
+        for worker in self._workers:
+            worker.connection.close()
+        for worker in self._workers:
+            if worker.process.pid is not None:
+                worker.process.join(10)
+                if worker.process.is_alive():
+                    worker.process.terminate()
+                    worker.process.join()
+            worker.memory.close()
+            worker.memory.unlink()
+        self._workers = []
+
+    def prepare(self, images: int, batch: int | None = None) -> None:
+        """See `hwsim.execute.Executor.prepare`."""
+        # The last part may be smaller than the others; its size needs no preparation of its own.
+        part = min(self.shard, images)
+        for worker in self._workers:
+            _ask(worker, "prepare", part, batch)
+        for worker in self._workers:
+            _answer(worker)
+
+    def predict(
+        self, images: np.ndarray, *, batch: int | None = None, progress: Callable[[int], None] | None = None
+    ) -> np.ndarray:
+        """See `hwsim.execute.Executor.predict`; parts may be finished, and counted, in any order.
+
+        Raises
+        ------
+        HwsimError
+            An executor failed, or its process ended; the others stop.
+        """
+        if not len(images):
+            raise HwsimError("there is no image to run")
+        self.program.check_images(images)
+        last = self.program.nodes[-1]
+        logits = np.empty((len(images), math.prod(self.program.shape(last.name))), last.spec.output.dtype)
+        # Small enough that every process gets some.
+        size = min(self.shard, -(-len(images) // len(self._workers)))
+        parts = iter(batches(len(images), size))
+        lock, errors = threading.Lock(), list[BaseException]()
+
+        def following() -> slice | None:
+            with lock:
+                return None if errors else next(parts, None)
+
+        def feed(worker: _Worker) -> None:
+            room = _images_in(worker.memory, self.program, self.shard)
+            try:
+                for part in iter(following, None):
+                    count = part.stop - part.start
+                    np.copyto(room[:count], images[part])
+                    _ask(worker, "predict", count, batch)
+                    logits[part] = _answer(worker)
+                    with lock:
+                        if progress is not None:
+                            progress(count)
+            except BaseException as error:  # handed to the caller's thread
+                with lock:
+                    errors.append(error)
+            finally:
+                del room
+
+        threads = [threading.Thread(target=feed, args=(worker,)) for worker in self._workers]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return logits
+
+
+def _ask(worker: _Worker, what: str, count: int, batch: int | None) -> None:
+    """Send a request; raises `HwsimError` where the process has ended."""
+    try:
+        worker.connection.send((what, count, batch))
+    except OSError:
+        raise _ended(worker) from None
+
+
+def _ended(worker: _Worker) -> HwsimError:
+    return HwsimError(
+        f"the process of executor {worker.backend} ended; run it alone to see why (--device {worker.backend})"
+    )
+
+
+def _answer(worker: _Worker) -> Any:
+    """The next answer of a process.
+
+    Raises
+    ------
+    HwsimError
+        It failed, or ended.
+    """
+    try:
+        found, value = worker.connection.recv()
+    except (EOFError, OSError):
+        raise _ended(worker) from None
+    if not found:
+        raise HwsimError(f"executor {worker.backend}: {value}")
+    return value
+
+
+def _images_in(memory: SharedMemory, program: Program, count: int) -> np.ndarray:
+    return np.ndarray((count, *program.image_size), np.uint8, buffer=memory.buf)
+
+
+def _serve(connection: Connection, program: Program, backend: str, name: str) -> None:
+    """Answer requests until the parent hangs up or one fails; an answer is (whether it worked, result or reason)."""
+    from hwsim.execute import Executor
+
+    memory = SharedMemory(name)
+    try:
+        executor = Executor(program, backend)
+        connection.send((True, None))
+        while True:
+            what, count, batch = connection.recv()
+            if what == "prepare":
+                executor.prepare(count, batch)
+                connection.send((True, None))
+            else:
+                images = _images_in(memory, program, count)
+                connection.send((True, executor.predict(images, batch=batch)))
+                del images
+    except (EOFError, OSError):
+        return
+    except HwsimError as error:
+        connection.send((False, str(error)))
+    except Exception as error:
+        connection.send((False, "".join(traceback.format_exception_only(error)).strip()))
+    finally:
+        memory.close()

@@ -1,0 +1,197 @@
+"""The cuda executor without a GPU: its kernels in Triton's interpreter, its choices, and images on several processes.
+
+On a GPU `tests/test_cuda.py` compares the compiled kernels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from golden.errors import HwsimError
+from golden.spec import IntFormat
+from hwsim.cli import cli
+from hwsim.execute import Executor
+from hwsim.execute.cuda import availability
+from hwsim.execute.devices import beside_torch, choose, open_predictor
+from hwsim.execute.sharding import ShardedExecutor
+from hwsim.program import Program
+
+TESTS = Path(__file__).parent
+needs_triton = pytest.mark.skipif(
+    importlib.util.find_spec("triton") is None, reason="Triton is not installed (it comes with PyTorch for Linux)"
+)
+
+
+@needs_triton
+@pytest.mark.parametrize(("what", "seeds"), [("units", (0, 2)), ("programs", (40, 45))])
+def test_kernels_in_the_interpreter_give_the_codes_of_the_reference(what: str, seeds: tuple[int, int]) -> None:
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
+    result = subprocess.run(
+        [sys.executable, str(TESTS / "cuda_comparison.py"), what, *map(str, seeds)],
+        env=environment, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout + result.stderr[-2000:]
+    assert f"{what}: 0 differences" in result.stdout
+
+
+@needs_triton
+def test_every_kind_of_unit_has_an_operation() -> None:
+    from golden.spec import spec_kinds
+    from hwsim.execute.cuda.plan import UNITS
+
+    # Sums alone are a unit of hardware; no program has them.
+    assert set(spec_kinds()) - {"log_sqrt2_sums"} <= set(UNITS)
+
+
+def test_codes_are_kept_in_the_smallest_signed_type() -> None:
+    torch = pytest.importorskip("torch")
+    from hwsim.execute.cuda import carriers
+
+    cpu = torch.device("cpu")
+    for bits in (1, 7, 8, 9, 15, 16, 17, 24, 31, 32):
+        form = IntFormat(bits)
+        codes = np.array([[0, 1, form.maximum // 2, form.maximum]], form.dtype)
+        kept = carriers.encode(codes, bits, cpu)
+        assert kept.dtype == carriers.dtype_of(bits)
+        assert carriers.codes_of(kept, bits).tolist() == codes.astype(np.int64).tolist()
+        assert torch.equal(carriers.kept_of(carriers.codes_of(kept, bits), bits), kept)
+        back = carriers.decode(kept, form)
+        assert back.dtype == codes.dtype and np.array_equal(back, codes)
+    pixels = np.arange(256, dtype=np.uint8)
+    assert torch.equal(carriers.encode_pixels(torch.from_numpy(pixels)), carriers.encode(pixels, 8, cpu))
+    rows = carriers.empty((3, 5, 21), torch.int8, cpu)
+    assert rows.shape == (3, 5, 21) and rows.stride() == (160, 32, 1)
+    assert carriers.readable(rows) == 32 and carriers.readable(rows.contiguous()) == 21
+
+
+@needs_triton
+def test_digits_hold_their_numbers_and_no_more_than_needed() -> None:
+    from hwsim.execute.cuda.products import Left, digit_offset, digits_of
+
+    zero = np.zeros(1, np.int64)
+    for values, count, negated in (
+        ([0, 127], 1, False),
+        ([0, 128], 1, True),
+        ([0, 1 << 15], 2, True),
+        ([-(1 << 15), 32639], 2, False),
+        ([0, 32640], 2, True),
+        ([-40000, 40000], 3, False),
+        ([0, (1 << 31) - 1], 4, False),
+    ):
+        digits = digits_of(Left(5, np.array(values, np.int64), zero))
+        assert digits is not None and (digits.count, digits.negated) == (count, negated), values
+        assert digits.values is not None
+        kept = digits.values.tolist()
+        for value, shown in zip(values, kept, strict=True):
+            assert shown == (-value if negated else value)
+            moved = (shown + digit_offset(count)) % (1 << 32)
+            # The highest digit of a negative number borrows from bits that are not there.
+            found = [((moved >> (8 * place)) & 255) - 128 for place in range(count)]
+            assert sum(digit << (8 * place) for place, digit in enumerate(found)) == shown
+            assert all(-128 <= digit <= 127 for digit in found)
+    assert digits_of(Left(5, np.array([0, 1 << 40]), zero)) is None
+
+
+@needs_triton
+def test_a_common_shift_keeps_every_fraction() -> None:
+    from hwsim.execute.cuda.requantization import common_shift, multiples
+
+    multiplier, shift = np.array([65535, 40000, 0]), np.array([25, 27, 27])
+    common = common_shift([multiplier], shift, 1 << 24, 200)
+    assert common == 32
+    for up, down, scaled in zip(multiplier, shift, multiples(multiplier, shift, common), strict=True):
+        assert int(scaled) << int(down) == int(up) << common
+    # A fraction of 1/2 or more takes a smaller shift, and an odd multiplier with a large one none at all.
+    assert common_shift([np.array([65535])], np.array([16]), 1 << 8, 0) == 28
+    assert common_shift([np.array([65535])], np.array([33]), 1 << 8, 0) == 0
+    # The quotient would not fit 32 bits.
+    assert common_shift([np.array([65535])], np.array([0]), 1 << 20, 0) == 0
+
+
+def test_without_a_gpu_the_reason_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, small_program: Program, small_images: np.ndarray
+) -> None:
+    monkeypatch.setattr(availability, "gpu_count", lambda: 0)
+    with pytest.raises(HwsimError, match=r"the cuda executor cannot run: .*numba \(--device cpu\)"):
+        Executor(small_program, "cuda")
+    with pytest.raises(HwsimError, match="write cuda, or cuda:1"):
+        Executor(small_program, "cuda:first")
+    choice = choose("cuda")
+    assert choice.backends == ("numba",)
+    assert choice.note is not None and "running on the CPU with numba instead" in choice.note
+    assert choose("auto").backends == ("numba",) and choose("auto").note is None
+    assert beside_torch("cuda:0") == beside_torch("cpu") == beside_torch("mps") == "numba"
+    for name in ("gpu", "cuda:x", "cpu:1", "cuda:-1"):
+        with pytest.raises(HwsimError, match="unknown device"):
+            choose(name)
+    found = open_predictor(small_program, choice.backends).predict(small_images[:4])
+    assert np.array_equal(found, Executor(small_program, "reference").predict(small_images[:4]))
+
+
+@pytest.mark.parametrize("missing", ["torch", "triton"])
+def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    there = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == missing else there(name))
+    reason = availability.why_not()
+    assert reason is not None and {"torch": "PyTorch", "triton": "Triton"}[missing] + " is not installed" in reason
+
+
+def test_gpus_are_counted_and_too_old_ones_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("triton")
+    monkeypatch.setattr(availability, "gpu_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda index: (9, 0) if index == 0 else (7, 5))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Old")
+    assert availability.why_not(0) is None
+    assert availability.why_not(1) == "GPU 1 (Old) has compute capability 7.5; 8.0 or later is needed"
+    assert availability.why_not(2) == "there is no GPU 2; PyTorch sees 2, counted from 0"
+    assert choose("cuda").backends == ("cuda:0",) == choose("auto").backends == choose("cuda:all").backends
+    note = choose("cuda:1").note
+    assert note is not None and "compute capability 7.5" in note
+
+
+def test_evaluate_without_a_gpu_says_so_and_gives_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(availability, "gpu_count", lambda: 0)
+    run: Any = CliRunner().invoke
+    on_gpu = run(cli, ["evaluate", "--images", "40", "--device", "cuda"])
+    assert on_gpu.exit_code == 0, on_gpu.output
+    assert "--device cuda: " in on_gpu.stderr and "numba instead" in on_gpu.stderr
+    plain = run(cli, ["evaluate", "--images", "40"])
+    assert on_gpu.stdout.splitlines()[:2] == plain.stdout.splitlines()[:2]
+    both = run(cli, ["evaluate", "--images", "4", "--backend", "numba", "--device", "cuda"])
+    assert isinstance(both.exception, HwsimError)
+    assert "leave it or --device cuda out" in str(both.exception)
+
+
+def test_images_on_several_processes_give_the_codes_of_one(small_program: Program, small_images: np.ndarray) -> None:
+    expected = Executor(small_program, "reference").predict(small_images)
+    done: list[int] = []
+    with ShardedExecutor(small_program, ("reference", "numba"), shard=5) as executor:
+        executor.prepare(len(small_images))
+        assert np.array_equal(executor.predict(small_images, batch=2, progress=done.append), expected)
+        assert sum(done) == len(small_images) and max(done) <= 5
+        # Fewer images than processes, and memory that holds those of the last call.
+        assert np.array_equal(executor.predict(small_images[3:4]), expected[3:4])
+        with pytest.raises(HwsimError, match="no image"):
+            executor.predict(small_images[:0])
+        with pytest.raises(HwsimError, match="takes uint8 images"):
+            executor.predict(small_images[:, :8])
+        for worker in executor._workers[1:]:
+            worker.process.terminate()
+            worker.process.join()
+        with pytest.raises(HwsimError, match="process of executor numba ended"):
+            executor.predict(small_images)
+
+
+def test_an_executor_that_cannot_be_made_is_reported(small_program: Program) -> None:
+    with pytest.raises(HwsimError, match="executor tpu: unknown executor 'tpu'"):
+        ShardedExecutor(small_program, ("tpu",))
