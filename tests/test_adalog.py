@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from pathlib import Path
 
@@ -11,9 +12,12 @@ import pytest
 import torch
 
 from conftest import small_swin
+from golden.adalog import AdaLogDecodeSpec, adalog_tables
 from golden.errors import HwsimError
 from golden.published.adalog import adalog_dequantize, adalog_quantize
 from hwsim.audit import audit
+from hwsim.cli import main
+from hwsim.cli.hardware import hardware_layers, hardware_nodes
 from hwsim.dump import dump_vectors
 from hwsim.execute import Executor
 from hwsim.networks.graph import FloatGraph, FloatNode
@@ -30,7 +34,7 @@ from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2Grid, ShiftLogSqrt2Grid
 from hwsim.quantize.quantizers.logarithm import GELU_DEPTH
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog, ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import HeadGrid, Uniform, UniformGrid
-from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.recipe import Lowering, Recipe
 from hwsim.quantize.reparameterize import ChannelScales, reparameterizable, reparameterize
 from hwsim.quantize.search.layerwise import search_layers
 from hwsim.quantize.search.settings import PairSearch
@@ -142,6 +146,29 @@ def test_an_activation_below_the_shift_is_refused(small_graph: FloatGraph, small
         calibrate(small_graph, small_images[:4], recipe)
 
 
+def test_a_table_too_wide_for_its_memory_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as done:
+        main(["calibrate", "--recipe", "adalog", "--set", "hidden_bits=17"])
+    assert done.value.code == 2
+    assert "hidden_bits 17: GELU's table has 2**hidden_bits entries, which is too wide" in " ".join(
+        capsys.readouterr().err.split()
+    )
+    assert Lowering(hidden_bits=16).hidden_bits == 16
+
+
+@pytest.mark.parametrize(("name", "value"), [("mantissa_table", 32), ("shift_table", 1024)])
+def test_a_table_entry_too_wide_for_its_memory_is_refused(name: str, value: int) -> None:
+    spec = AdaLogDecodeSpec(code_bits=4, guard_bits=4, largest_shift=20)
+    shift, mantissa = adalog_tables(4, 20)
+    tables = {"shift_table": shift, "mantissa_table": mantissa}
+    assert spec.check_constants(tables)
+    tables[name][3] = value
+    with pytest.raises(
+        HwsimError, match=rf"the layer: constant '{name}' must be between 0 and .*, but reaches .*{value}"
+    ):
+        spec.check_constants(tables, "the layer")
+
+
 # --- reparameterization ---
 
 
@@ -242,6 +269,62 @@ def test_units_see_heads_and_linear_layers_as_plain_products(small_graph: FloatG
     assert np.array_equal(product.accumulator + linear.constants["bias"], linear.accumulator)
 
 
+@pytest.mark.parametrize(
+    ("name", "kinds"),
+    [
+        ("adalog", {"adalog_quantize", "adalog_matmul", "adalog_decode", "lookup"}),
+        ("repq-vit", {"adalog_quantize", "log_sqrt2_sums", "lookup"}),
+        ("adalog log-sqrt2", {"adalog_quantize", "log_sqrt2_sums", "lookup"}),
+    ],
+)
+def test_every_layer_becomes_verilog(
+    name: str, kinds: set[str], small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path
+) -> None:
+    """Built for what `hwsim cosim` plays: the same layers, heads and constants."""
+    program = lower(calibrate(small_graph, small_images[:8], PROGRAMS[name]))
+    save_program(program, tmp_path / "p.safetensors")
+    chosen = hardware_layers(program, (), ())
+    assert kinds <= {layer.spec.kind for layer in chosen} <= kinds | {"layernorm", "requantize", "log2_matmul"}
+    played = list(unit_vectors(dump_vectors(program, small_images, [0], hardware_nodes(program, (), ()))))
+    assert {(v.layer, v.spec.kind) for v in played} == {(layer.name, layer.spec.kind) for layer in chosen}
+    for layer in chosen:
+        (same,) = [v for v in played if (v.layer, v.spec.kind) == (layer.name, layer.spec.kind)]
+        assert same.spec == layer.spec
+        assert {key: array.tolist() for key, array in same.constants.items()} == {
+            key: np.asarray(array).tolist() for key, array in layer.constants.items()
+        }
+    product = "adalog_matmul" if name == "adalog" else "log_sqrt2_sums"
+    main(["rtl", product, "--program", str(tmp_path / "p.safetensors"), "-o", str(tmp_path / "rtl")])
+    written = {path.name for path in (tmp_path / "rtl").iterdir()}
+    heads = [f"blocks.{block}.attn.context.head{head}" for block in range(2) for head in range(2)]
+    layers = [layer.name for layer in chosen if layer.spec.kind == product]
+    if name != "repq-vit":  # which has one grid for all heads, and uniform codes behind GELU
+        assert layers == [*heads[:2], "blocks.0.mlp.fc2", *heads[2:], "blocks.1.mlp.fc2"]
+    for layer in layers:
+        assert any(file.endswith(f".{layer}.constants.hex") for file in written), layer
+    arguments = ["rtl", product, "--baked", "--layer", layers[1], "--name", "one"]
+    main([*arguments, "--program", str(tmp_path / "p.safetensors"), "-o", str(tmp_path / "baked")])
+    assert re.search(r"^module one\b", (tmp_path / "baked" / "one.v").read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--layer", "blocks.0.attn.context.head7"], "the program has no blocks.0.attn.context.head7"),
+        (["--baked"], "--baked takes the constants of one layer, 6 are chosen; name one with --layer, such as "),
+    ],
+)
+def test_a_head_that_is_not_there(
+    arguments: list[str], said: str, small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    save_program(lower(calibrate(small_graph, small_images[:4], PROGRAMS["adalog"])), tmp_path / "p.safetensors")
+    with pytest.raises(SystemExit) as done:
+        main(["rtl", "adalog_matmul", *arguments, "--program", str(tmp_path / "p.safetensors"), "-o", str(tmp_path)])
+    assert done.value.code == 2
+    assert said in " ".join(capsys.readouterr().err.split())
+
+
 def test_eight_bits_do_not_collapse(small_graph: FloatGraph, small_images: np.ndarray) -> None:
     logits = predict(Interpreter(small_graph), small_images).argmax(axis=1)
     for method in ("fpcs", "released"):
@@ -259,7 +342,12 @@ def test_search_counts_what_it_tries(small_graph: FloatGraph, small_images: np.n
     counts = {}
     for method in ("fpcs", "alternating", "brute-force"):
         recipe = quick(adalog("4/4/4", method=method), candidates=16)
-        counts[method] = search_layers(small_graph, small_images[:2], recipe).tried["blocks.0.attn.qkv"]
+        tried = search_layers(small_graph, small_images[:2], recipe).tried
+        counts[method] = tried["blocks.0.attn.qkv"]
+        if method == "alternating":
+            assert calibrate(small_graph, small_images[:2], recipe).tried == sum(tried.values())
+            # Of a LayerNorm's channels, 16 scales and 16 zero points.
+            assert tried["blocks.0.norm1"] == 32
     # Two operands, by themselves and in one turn each: 2 steps of 16, 16 and 16, and 16 times 16 pairs.
     assert counts["alternating"] == 4 * 32
     assert counts["brute-force"] == 4 * 256

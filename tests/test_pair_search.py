@@ -7,10 +7,14 @@ import pytest
 import torch
 
 from golden.errors import HwsimError
+from hwsim.networks.graph import FloatNode
+from hwsim.quantize.adalog import repq_vit
+from hwsim.quantize.quantizers.log_sqrt2 import ShiftLogSqrt2Grid
+from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import UniformGrid
 from hwsim.quantize.search.output_error import OutputError, some_rows
-from hwsim.quantize.search.pairs import UniformOperand
-from hwsim.quantize.search.percentile import least_error_range
+from hwsim.quantize.search.pairs import ShiftedLogOperand, UniformOperand
+from hwsim.quantize.search.percentile import least_error_range, least_error_weights
 from hwsim.quantize.search.progressive import Space, alternating, brute_force, progressive
 from hwsim.quantize.search.settings import PairSearch
 
@@ -89,6 +93,16 @@ def test_some_rows_are_spread_evenly() -> None:
     assert some_rows(torch.zeros(2, 3, 10, 4), 1).tolist() == [0]
 
 
+def test_weights_of_one_sign_keep_their_values() -> None:
+    # Four inputs, as of 2 x 2 pixels: many a channel has one sign.
+    weight = np.array([[0.5, 0.6, 0.75, 1.0], [-2.0, -1.5, -1.75, -1.9], [-1.0, 0.25, 0.5, 2.0]], np.float32)
+    node = FloatNode("patch", "linear", "patch", parameters={"weight": weight, "bias": np.zeros(3, np.float32)})
+    quantized = least_error_weights(repq_vit("8/8/8"), node)
+    steps = np.array([1.0, 2.0, 3.0]) / 255
+    # Half a step, and what the smallest percentile cuts off.
+    assert (np.abs(quantized.values() - weight) <= 0.51 * steps[:, None] + 0.003).all()
+
+
 def test_percentiles_of_least_error_are_those_of_numpy() -> None:
     x = RNG.normal(size=(3, 5000)).astype(np.float32)
     x[1, :3] = 50
@@ -110,3 +124,38 @@ def test_percentiles_of_least_error_are_those_of_numpy() -> None:
 def test_settings_are_checked(field: str, value: object) -> None:
     with pytest.raises(HwsimError, match="search"):
         PairSearch(**{field: value})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("group", "columns"),
+    [*((group, columns) for group in ("tensor", "head", "row") for columns in (0, 3, 9)), ("element", 0)],
+)
+def test_candidates_side_by_side_cost_what_they_cost_one_by_one(group: str, columns: int) -> None:
+    """What an accelerator computes at once: the same costs up to the order of sums."""
+    rows = torch.from_numpy(RNG.normal(size=(2, 3, 5, 6)).astype(np.float32))
+    factor = torch.from_numpy(RNG.normal(size=(2, 3, 6, columns)).astype(np.float32)) if columns else None
+    error = OutputError(rows, group, factor, None if factor is None else rows @ factor)
+    operand = UniformOperand(rows, 3, group, PairSearch(), zero_points=4)
+    groups = {"tensor": 1, "head": 3, "row": 5, "element": 6}[group]
+    scales = torch.from_numpy(RNG.uniform(0.1, 1, (7, groups)).astype(np.float32))
+    zeros = torch.from_numpy(RNG.integers(0, 8, (7, groups)).astype(np.float32))
+    quantized = operand._quantize(rows, error.parameter(scales), error.parameter(zeros))
+    assert quantized.shape == (7, *rows.shape)
+    found = error(quantized)
+    expected = error.costs(lambda scale, zero: operand._quantize(rows, scale, zero), scales, zeros)
+    assert found.shape == expected.shape == (7, groups)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("grid", [ShiftAdaLogGrid(4, 20, 1.5), ShiftLogSqrt2Grid(3, 1.5)], ids=repr)
+def test_shifted_codes_side_by_side(grid: ShiftAdaLogGrid | ShiftLogSqrt2Grid) -> None:
+    rows = torch.from_numpy(RNG.uniform(-0.16, 3, (1, 1, 30, 8)).astype(np.float32))
+    operand = ShiftedLogOperand(rows, grid, 0, PairSearch())
+    quantize = operand._quantizer(rows)
+    error = OutputError(rows, "tensor")
+    scales = torch.linspace(0.5, 3, 6)[:, None]
+    q = torch.tensor([10.0, 37, 20, 20, 90, 137])[:, None]
+    whole = quantize(error.parameter(scales), error.parameter(q))
+    for number, (scale, base) in enumerate(zip(scales, q, strict=True)):
+        one = quantize(error.parameter(scale), error.parameter(base))
+        assert torch.allclose(whole[number], one, atol=1e-6), number

@@ -49,6 +49,20 @@ def test_a_recipe_without_a_program_says_why(small_graph: FloatGraph, small_imag
     assert "| released |" in markdown("small", [row], "hwsim table") and row.note in markdown("small", [row], "x")
 
 
+def test_a_row_that_cannot_be_calibrated_does_not_stop_the_others(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    # Two bits make the score scale so coarse that i-exp has no constants.
+    arguments = ["table", "widths", "--on-images", "40", "--images", "20", "--batch", "20", "-o", str(tmp_path)]
+    main([*arguments, "--rows", "FQ-ViT 8*", "--rows", "FQ-ViT 2*"])
+    assert "no integer program of FQ-ViT 2/2/2: score scale" in capsys.readouterr().out
+    (row,) = (line for line in (tmp_path / "widths-embedded.md").read_text().splitlines() if "2/2/2" in line)
+    assert row.startswith("| FQ-ViT 2/2/2 | - | - | score scale")
+    with pytest.raises(SystemExit):  # all of them refused
+        main([*arguments, "--rows", "FQ-ViT 2*"])
+    assert "hwsim: score scale" in capsys.readouterr().err
+
+
 def test_unlabelled_images_are_refused(small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path) -> None:
     with pytest.raises(HwsimError, match="a table needs labelled images"):
         ResultTable(small_graph, small_images, ImageSet(small_images, None), folder=tmp_path, code="1")

@@ -7,6 +7,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -15,9 +16,15 @@ from hwsim.cli.display import table
 from hwsim.cli.source import (
     BUILD,
     calibration_source,
+    check_device,
+    device_option,
     evaluation_images,
     network_options,
 )
+
+if TYPE_CHECKING:
+    from hwsim.quantize.recipe import Recipe
+    from hwsim.tables import RowResult
 
 
 @click.command("table")
@@ -28,8 +35,13 @@ from hwsim.cli.source import (
 )
 @click.option("--on-images", type=click.IntRange(1), help="At most this many images to evaluate on.")
 @click.option("--batch", default=100, show_default=True, type=click.IntRange(1), help="Images a calibration batch.")
+@click.option(
+    "--iterations",
+    type=click.IntRange(1),
+    help="adalog-reconstruction: of each block's reconstruction.  [default: 300]",
+)
 @click.option("--rows", "patterns", multiple=True, help='Only rows that match, such as "OMSE*".')
-@click.option("--device", default="cpu", show_default=True, help="torch device of calibration and fake quantization.")
+@device_option
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "tables", show_default=True, help="Folder."
 )
@@ -45,6 +57,7 @@ def table_command(
     on_data: Path | None,
     on_images: int | None,
     batch: int,
+    iterations: int | None,
     patterns: tuple[str, ...],
     device: str,
     output: Path,
@@ -52,18 +65,21 @@ def table_command(
     """Measure a published result table on a network: float, fake-quantized and integer top-1.
 
     TABLE is fq-vit, ptq4vit, ptq4vit-as-released, adalog (the main table), adalog-components, adalog-searches,
-    adalog-attention or adalog-gelu. Prints the table and writes it as CSV and Markdown. Every row is
-    kept as soon as it is measured: a run that was stopped goes on where it was, and one after a change of code,
-    network or images measures again.
+    adalog-attention, adalog-gelu, adalog-reconstruction or widths. Prints the table and writes it as CSV and
+    Markdown. Every row is kept as soon as it is measured: a run that was stopped goes on where it was, and one after
+    a change of code, network or images measures again.
     """
     from golden.files import write_atomically
     from hwsim.identity import code_digest
     from hwsim.quantize.recipes import TABLES
     from hwsim.tables import ResultTable, frame, markdown
 
+    check_device(device)
     if name not in TABLES:
         raise HwsimError(f"there is no table {name!r}; choose one of {', '.join(TABLES)}")
     recipes = TABLES[name](batch)
+    if iterations is not None:
+        recipes = _with_iterations(name, recipes, iterations)
     chosen = {
         label: recipe
         for label, recipe in recipes.items()
@@ -81,27 +97,62 @@ def table_command(
         for label, recipe in chosen.items():
             rows.append(measured.row(label, recipe, stages.stage))
             stages.row_done()
+    if all(row.fake_quant_top1 is None for row in rows):
+        raise HwsimError(rows[0].note)
     path = output / f"{name}-{graph.name}"
     command = shlex.join(["hwsim", *sys.argv[1:]])
     write_atomically(path.with_suffix(".csv"), frame(rows).to_csv(index=False))
     write_atomically(path.with_suffix(".md"), markdown(graph.name, rows, command))
+    searched = any(row.tried for row in rows)
     table(
-        ("row", "float", "fake-quantized", "integer", "calibration, s"),
+        ("row", "float", "fake-quantized", "integer", *["candidates"] * searched, "calibration, s"),
         [
             (
                 row.label,
                 row.float_top1,
-                row.fake_quant_top1,
+                "-" if row.fake_quant_top1 is None else row.fake_quant_top1,
                 "-" if row.integer_top1 is None else row.integer_top1,
+                *[row.tried] * searched,
                 row.calibration_seconds,
             )
             for row in rows
         ],
-        title=f"{name} on {graph.name}: top-1 % of {rows[0].images} images, {rows[0].calibration_images} to calibrate",
+        title=f"{name} on {graph.name}: top-1 % of {rows[0].images} images, "
+        f"{max(row.calibration_images for row in rows)} to calibrate",
     )
-    for note in dict.fromkeys(row.note for row in rows if row.note):
-        click.echo(f"no integer program: {note}")
+    for note, labels in _notes(rows).items():
+        click.echo(f"no integer program of {', '.join(labels)}: {note}")
     click.echo(f"wrote {path}.csv and .md")
+
+
+def _notes(rows: list[RowResult]) -> dict[str, list[str]]:
+    """Rows without a figure, by the reason."""
+    notes: dict[str, list[str]] = {}
+    for row in rows:
+        if row.note:
+            notes.setdefault(row.note, []).append(row.label)
+    return notes
+
+
+def _with_iterations(name: str, recipes: dict[str, Recipe], iterations: int) -> dict[str, Recipe]:
+    """The recipes with another length of their reconstruction.
+
+    Raises
+    ------
+    HwsimError
+        None of them has one.
+    """
+    from dataclasses import replace
+
+    changed = {}
+    for label, recipe in recipes.items():
+        if recipe.reconstruct is not None:
+            settings = replace(recipe.reconstruct, iterations=iterations)
+            name = recipe.name.replace(recipe.reconstruct.label, settings.label)
+            changed[label] = replace(recipe, name=name, reconstruct=settings)
+    if not changed:
+        raise HwsimError(f"--iterations: no row of {name} is reconstructed; leave the option out")
+    return recipes | changed
 
 
 class _Stages:

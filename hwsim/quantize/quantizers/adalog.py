@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,39 +32,43 @@ SEARCHED_Q = range(10, 138)
 
 @dataclass(frozen=True)
 class AdaLogGrid:
-    """``2**-T1[code] * T2[code] / (2L-2)`` with a zero symbol past the last code (AdaLog, eq. 7-9).
+    """``2**-T1[code] * T2[code] / (2L-2) * scale`` with a zero symbol past the last code (AdaLog, eq. 7-9).
 
     Parameters
     ----------
     bits : int
     q : int
         Numerator of log2 of the base, over 37.
+    scale : float
+        A float32 value above 0: what code 0 stands for. The paper fixes 1; a reconstruction may learn another.
     """
 
     bits: int
     q: int
+    scale: float = 1.0
 
     @property
     def zero_symbol(self) -> int:
         return 1 << self.bits
 
     def codes(self, x: Tensor) -> Tensor:
-        """Codes of probabilities as float32 (the scale is fixed at 1)."""
-        return codes_by_thresholds(x, log_boundaries(self.bits, self.q / BASE_DENOMINATOR, 1.0))
+        """Codes of probabilities as float32."""
+        return codes_by_thresholds(x, log_boundaries(self.bits, self.q / BASE_DENOMINATOR, self.scale))
 
     def values(self, codes: Tensor) -> Tensor:
         shift, mantissa = adalog_tables(self.bits, self.q)
-        entry = np.append(np.exp2(-shift.astype(np.float64)) * mantissa / ((2 << self.bits) - 2), 0.0)
-        return code_values(entry, codes)
+        entry = np.exp2(-shift.astype(np.float64)) * mantissa / ((2 << self.bits) - 2) * self.scale
+        return code_values(np.append(entry, 0.0), codes)
 
     def record(self) -> dict[str, Any]:
-        return {"q": self.q}
+        return {"q": self.q, "scale": self.scale}
 
     def emit_softmax(self, builder: ProgramBuilder, node: FloatNode) -> None:
         """Probabilities, then thresholds."""
         name, probability = builder.emit_probability(node)
-        thresholds = adalog_thresholds(self.bits, self.q, probability_scale(probability.probability_bits))
         spec = AdaLogQuantizeSpec(input_bits=probability.output.bits, code_bits=self.bits)
+        scale = probability_scale(probability.probability_bits) * Fraction(self.scale)
+        thresholds = np.minimum(adalog_thresholds(self.bits, self.q, scale), spec.input.maximum)
         builder.emit(node.name, spec, (name,), {"thresholds": thresholds})
 
     def emit_product(self, builder: ProgramBuilder, node: FloatNode) -> None:
@@ -73,7 +78,7 @@ class AdaLogGrid:
         product = self.bits + 3 + values.bits
         room = 62 - builder.widths.multiplier_bits - product - values.inner.bit_length()
         guard = min(lossless_guard_bits(self.bits, self.q), room, 32)
-        unit = values.scale / ((2 << self.bits) - 2) / 2**guard
+        unit = self.scale * values.scale / ((2 << self.bits) - 2) / 2**guard
         requantize, constants = builder.requantizer(node.name, unit / values.outgoing.scale, values.outgoing)
         spec = AdaLogMatmulSpec(
             code_bits=self.bits,

@@ -54,7 +54,7 @@ class Found:
     grids : dict of str to Grid
     weights : dict of str to QuantizedWeight
     tried : dict of str to int
-        Candidates tried for a product, in a group of each operand.
+        Candidates tried for a product, in a group of each operand; of a reparameterized LayerNorm, in each channel.
     """
 
     graph: FloatGraph
@@ -86,11 +86,12 @@ def search_layers(
     """
     search = recipe.search
     assert isinstance(search, PairSearch)
+    tried: dict[str, int] = {}
     if recipe.reparameterize:
-        channels = channel_scales(graph, images, recipe, search, device)
+        channels = channel_scales(graph, images, recipe, search, device, tried)
         graph, _ = reparameterize(graph, channels)
     interpreter = Interpreter(graph, device)
-    found = Found(graph)
+    found = Found(graph, tried=tried)
     nodes = [node for node in graph.nodes if node.operation in ("linear", "matmul")]
     for group in passes(graph, nodes, len(images), interpreter.device):
         records = record(interpreter, images, group, None)
@@ -119,9 +120,12 @@ def _work(products: Sequence[_Product], device: torch.device, progress: Progress
 
 
 def channel_scales(
-    graph: FloatGraph, images: np.ndarray, recipe: Recipe, search: PairSearch, device: str
+    graph: FloatGraph, images: np.ndarray, recipe: Recipe, search: PairSearch, device: str, tried: dict[str, int]
 ) -> dict[str, ChannelScales]:
-    """A grid a channel of the LayerNorm outputs that are reparameterized, by their own squared error."""
+    """A grid a channel of the LayerNorm outputs that are reparameterized, by their own squared error.
+
+    `tried` gets the number of candidates of each.
+    """
     interpreter = Interpreter(graph, device)
     nodes = [graph[name] for name in reparameterizable(graph)]
     bits = {node.name: quantizer.bits for node in nodes if isinstance(quantizer := recipe.at(node), Uniform)}
@@ -150,6 +154,7 @@ def channel_scales(
 
         map_batches(work, len(operands), 1)
         for node, operand, centre in zip(group, operands, centres, strict=True):
+            tried[node.name] = operand.tried
             scale, zero_point, middle = (
                 x.cpu().numpy().astype(np.float64) for x in (operand.scale, operand.zero_point, centre)
             )

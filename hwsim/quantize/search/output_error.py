@@ -16,7 +16,10 @@ from torch import Tensor
 Quantize = Callable[[Tensor, Tensor], Tensor]
 
 # Axes of the rows [images, heads, rows, elements] over which a group extends, by what has a group of its own.
-_GROUP_AXES = {"tensor": (0, 1, 2, 3), "head": (0, 2, 3), "row": (0, 1, 3), "element": (0, 1, 2)}
+_GROUP_AXES = {"tensor": (-4, -3, -2, -1), "head": (-4, -2, -1), "row": (-4, -3, -1), "element": (-4, -3, -2)}
+# Values of candidates at once on an accelerator, which starts a kernel no faster than it works through a million of
+# them. A processor takes one candidate at a time, which stays in its caches.
+VALUES_ON_ACCELERATOR = 1 << 24
 _PLACES = {"tensor": (1, 1, 1), "head": (-1, 1, 1), "row": (1, -1, 1), "element": (1, 1, -1)}
 
 
@@ -50,11 +53,11 @@ class OutputError:
                 self._slope = 2 * (residual @ factor.mT)
 
     def parameter(self, value: Tensor) -> Tensor:
-        """One parameter a group, [groups], broadcast against the rows."""
-        return value.view(self._place)
+        """One parameter a group, [groups] or [n, groups], broadcast against the rows or n times the rows."""
+        return value.view(*value.shape[:-1], 1, *self._place)
 
     def __call__(self, quantized: Tensor) -> Tensor:
-        """Cost of quantized rows, float64 [groups], up to a constant of the group."""
+        """Cost of quantized rows, float64 [groups], or of n times the rows, [n, groups]; up to a constant a group."""
         difference = quantized - self.rows
         if self._factor is None:
             error = difference.square_()
@@ -73,14 +76,23 @@ class OutputError:
     def _reduce(self, error: Tensor) -> Tensor:
         # Single precision within a row of elements, double beyond.
         partial = error.sum(dim=-1, keepdim=True) if self.group != "element" else error
-        return partial.double().sum(dim=self._sum_axes).reshape(-1)
+        return partial.double().sum(dim=self._sum_axes).reshape(*error.shape[:-4], -1)
 
     def costs(self, quantize: Quantize, first: Tensor, second: Tensor) -> Tensor:
         """Costs of pairs of parameters [n, groups], float64 [n, groups]."""
-        found = [
-            self(quantize(self.parameter(one), self.parameter(other))) for one, other in zip(first, second, strict=True)
-        ]
-        return torch.stack(found)
+        if self.rows.device.type == "cpu":
+            found = [
+                self(quantize(self.parameter(one), self.parameter(other)))
+                for one, other in zip(first, second, strict=True)
+            ]
+            return torch.stack(found)
+        at_once = max(1, VALUES_ON_ACCELERATOR // self.rows.numel())
+        return torch.cat(
+            [
+                self(quantize(self.parameter(some), self.parameter(others)))
+                for some, others in zip(first.split(at_once), second.split(at_once), strict=True)
+            ]
+        )
 
 
 def some_rows(rows: Tensor, limit: int) -> Tensor:

@@ -224,8 +224,19 @@ class ShiftedLogOperand:
     def _quantizer(self, rows: Tensor) -> Quantize:
         octaves = (rows + GELU_DEPTH).clamp_(min=1e-15).log2_()
         bits, sqrt2 = self.grid.bits, isinstance(self.grid, ShiftLogSqrt2Grid)
+        tables = torch.stack([_decoded(bits, q) for q in ((None,) if sqrt2 else SEARCHED_Q)]).to(rows.device)
+
+        def quantize_each(scale: Tensor, q: Tensor) -> Tensor:
+            """With a scale and a q for each of n times the rows."""
+            steps = 2.0 if sqrt2 else BASE_DENOMINATOR / q
+            codes = ((scale.log2() - octaves) * steps).round_().clamp_(0, 1 << bits).long()
+            chosen = tables[(q.reshape(-1).long() - SEARCHED_Q[0]).clamp(0, len(tables) - 1)]
+            entries = chosen * scale.reshape(-1, 1) - GELU_DEPTH
+            return entries.gather(1, codes.flatten(1)).view(codes.shape)
 
         def quantize(scale: Tensor, q: Tensor) -> Tensor:
+            if scale.ndim > rows.ndim:
+                return quantize_each(scale, q)
             exponent = 0.5 if sqrt2 else float(q) / BASE_DENOMINATOR
             codes = ((scale.log2() - octaves) * (1 / exponent)).round_().clamp_(0, 1 << bits).int()
             entries = _decoded(bits, None if sqrt2 else int(q)).to(rows.device) * scale.reshape(()) - GELU_DEPTH

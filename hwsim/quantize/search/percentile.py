@@ -93,8 +93,10 @@ def _grid(quantizer: Quantizer, value: Tensor, name: str) -> Grid:
     return first_grid(quantizer, value, name)
 
 
-def least_error_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
+def least_error_range(values: Tensor, bits: int, *, with_zero: bool = False) -> tuple[Tensor, Tensor]:
     """Scale and zero point of each group [groups, values] between the percentiles of least squared error.
+
+    With `with_zero` every range reaches to 0, so that the zero point is one of the codes.
 
     Returns
     -------
@@ -104,6 +106,8 @@ def least_error_range(values: Tensor, bits: int) -> tuple[Tensor, Tensor]:
     best: list[Tensor] = []
     for share in PERCENTILES:
         low, high = _quantiles(values, 1 - share), _quantiles(values, share)
+        if with_zero:
+            low, high = low.clamp(max=0), high.clamp(min=0)
         scale = ((high - low) / levels).clamp(min=FLOAT32_EPS)
         # Signed and one bit wider than the codes in hardware.
         zero_point = (-low / scale).round().clamp(-(levels + 1), levels)
@@ -133,5 +137,6 @@ def least_error_weights(recipe: Recipe, node: FloatNode) -> QuantizedWeight:
     if not isinstance(quantizer, AsymmetricWeights):
         raise HwsimError(f"recipe {recipe.name}: this search takes asymmetric weights ({node.name})")
     weight = node.parameters["weight"]
-    scale, zero_point = least_error_range(torch.from_numpy(weight), quantizer.bits)
+    # Weights have no codes for zero points outside: a channel of few inputs may well have one sign.
+    scale, zero_point = least_error_range(torch.from_numpy(weight), quantizer.bits, with_zero=True)
     return quantizer.quantize(weight, scale.numpy(), zero_point.numpy())
