@@ -14,6 +14,7 @@ import numpy as np
 
 from golden.errors import HwsimError
 from hwsim.execute import Executor, top1
+from hwsim.execute.devices import beside_torch
 from hwsim.execute.parallel import batches
 from hwsim.networks.interpret import Interpreter
 from hwsim.program import INPUT, Program
@@ -109,6 +110,7 @@ def audit(
     *,
     batch: int = 32,
     progress: Callable[[int], None] | None = None,
+    device: str = "cpu",
 ) -> Audit:
     """Compare a program with the fake-quantized network that it was lowered from.
 
@@ -122,6 +124,8 @@ def audit(
     batch : int
     progress : callable, optional
         Called with the number of images after each batch.
+    device : str
+        torch device of the fake-quantized network; the program runs there too, where it is a GPU that can.
 
     Raises
     ------
@@ -130,9 +134,9 @@ def audit(
     """
     if not len(images):
         raise HwsimError("an audit needs at least one image")
-    executor = Executor(program)
-    network = FakeQuantNetwork(calibration)
-    interpreter = Interpreter(calibration.graph)
+    executor = Executor(program, beside_torch(device))
+    network = FakeQuantNetwork(calibration, device)
+    interpreter = Interpreter(calibration.graph, device)
     points = {
         node.name: PointAudit(node.name, node.spec.kind, Agreement(), Agreement())
         for node in program.nodes

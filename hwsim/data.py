@@ -106,6 +106,8 @@ class ImageSource:
         Class indices for a network of so many classes, or None.
     ready : bool
         Images that have the size of the network are taken as they are.
+    pixels : ndarray of uint8 [N, H, W, C], optional
+        All images at once, of a set that is in memory.
     """
 
     path: Path
@@ -113,6 +115,7 @@ class ImageSource:
     open_image: Callable[[int, str], Image]
     labels: Callable[[int], np.ndarray | None]
     ready: bool
+    pixels: np.ndarray | None = None
 
 
 def find_images(path: Path, *, part: str = "test", limit: int | None = None) -> ImageSource:
@@ -172,7 +175,8 @@ def _array_source(path: Path, arrays: ImageArrays, limit: int | None) -> ImageSo
         found: np.ndarray = arrays.labels[chosen]
         return found
 
-    return ImageSource(path, len(chosen), open_image, labels, ready=True)
+    pixels = arrays.images if len(chosen) == len(arrays.images) else arrays.images[chosen]
+    return ImageSource(path, len(chosen), open_image, labels, ready=True, pixels=pixels)
 
 
 def _folder_source(folder: Path, limit: int | None) -> ImageSource:

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from golden.adalog import AdaLogDecodeSpec, AdaLogMatmulSpec
+from golden.adalog import AdaLogMatmulSpec
 from golden.errors import HwsimError
 from golden.vectors import UnitVectors
 from hwsim.execute import Executor
 from hwsim.program import INPUT, Node, Program
+from hwsim.unit_vectors import decoder_of
 
 
 def select_nodes(program: Program, layers: Sequence[str] = (), units: Sequence[str] = ()) -> list[Node]:
@@ -51,16 +52,6 @@ def select_nodes(program: Program, layers: Sequence[str] = (), units: Sequence[s
     if not chosen:
         raise HwsimError(f"no unit {', '.join(units)} in layer {', '.join(layers)}; `hwsim show` lists them")
     return chosen
-
-
-def decoder_of(node: Node) -> tuple[AdaLogDecodeSpec, dict[str, np.ndarray]]:
-    """Spec and constants of the decoder of the codes that an AdaLog product takes."""
-    if not isinstance(node.spec, AdaLogMatmulSpec):
-        raise HwsimError(f"{node.name}: only an adalog_matmul has AdaLog codes to decode, not a {node.spec.kind}")
-    spec = AdaLogDecodeSpec(
-        code_bits=node.spec.code_bits, guard_bits=node.spec.guard_bits, largest_shift=node.spec.largest_shift
-    )
-    return spec, {name: node.constants[name] for name in spec.constants}
 
 
 def dump_vectors(
@@ -115,7 +106,7 @@ def dump_vectors(
             )
         )
         if isinstance(node.spec, AdaLogMatmulSpec):
-            decode, constants = decoder_of(node)
+            decode, constants = decoder_of(node.spec, node.constants)
             output = decode.compute(constants, inputs[0])
             vectors.append(UnitVectors(decode, constants, inputs[:1], output, None, **shared))
     return vectors

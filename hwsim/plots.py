@@ -55,17 +55,20 @@ def demo_figures(result: DemoResult) -> list[Figure]:
     ]
 
 
-def _png(canvas: Canvas) -> bytes:
+def png(canvas: Canvas) -> bytes:
+    """A drawn canvas as a PNG file."""
     buffer = io.BytesIO()
     FigureCanvasAgg(canvas).print_png(buffer)
     return buffer.getvalue()
 
 
-def _canvas(width: float, height: float) -> Canvas:
+def new_canvas(width: float, height: float) -> Canvas:
+    """An empty canvas of a size in inches."""
     return Canvas(figsize=(width, height), dpi=DPI, layout="constrained", facecolor="white")
 
 
-def _bare(axes: Any) -> None:
+def bare(axes: Any) -> None:
+    """Axes without a frame, their grid behind what is drawn."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, colors=INK)
     axes.set_axisbelow(True)
@@ -73,7 +76,7 @@ def _bare(axes: Any) -> None:
 
 def accuracy_bars(accuracies: Sequence[Accuracy]) -> bytes:
     """Float, fake-quantized and integer top-1 of each recipe."""
-    canvas = _canvas(1.8 + 3.2 * len(accuracies), 3.7)
+    canvas = new_canvas(1.8 + 3.2 * len(accuracies), 3.7)
     axes = canvas.subplots()
     series = (
         ("float", GREY, "", [accuracy.float_top1 for accuracy in accuracies]),
@@ -99,9 +102,9 @@ def accuracy_bars(accuracies: Sequence[Accuracy]) -> bytes:
     axes.set_xlabel("bits of weights/activations/attention", fontsize=9)
     axes.set_ylabel("top-1 accuracy (%)", fontsize=9)
     axes.grid(axis="y", color=LINE, linewidth=0.8)
-    _bare(axes)
+    bare(axes)
     canvas.legend(loc="outside upper center", ncols=3, fontsize=9, frameon=False)
-    return _png(canvas)
+    return png(canvas)
 
 
 def _signed(points: float) -> str:
@@ -112,7 +115,7 @@ def _panels(count: int, height: float) -> tuple[Canvas, list[Any]]:
     """Panels of blocks, three a line, that share their axes."""
     columns = min(count, 3)
     lines = -(-count // columns)
-    canvas = _canvas(3.1 * columns + 0.4, height * lines + 0.4)
+    canvas = new_canvas(3.1 * columns + 0.4, height * lines + 0.4)
     grid = canvas.subplots(lines, columns, sharex=True, sharey=True, squeeze=False)
     for axes in grid.flat[count:]:
         axes.remove()
@@ -134,10 +137,10 @@ def score_histograms(points: Sequence[CodeCounts]) -> bytes:
         axes.set_title(point.layer, fontsize=9, color=INK, loc="left")
         axes.text(0.98, 0.95, f"step {point.scale:.3g}", transform=axes.transAxes, ha="right", va="top", fontsize=8)
         axes.grid(color=LINE, linewidth=0.8)
-        _bare(axes)
+        bare(axes)
     canvas.supxlabel("attention score", fontsize=9)
     canvas.supylabel("density (log scale)", fontsize=9)
-    return _png(canvas)
+    return png(canvas)
 
 
 def code_histograms(points: Sequence[CodeCounts]) -> bytes:
@@ -155,15 +158,15 @@ def code_histograms(points: Sequence[CodeCounts]) -> bytes:
         axes.set_xticks([*ticks, len(codes) - 1], [*map(str, ticks), "“0”"])
         axes.set_title(point.layer, fontsize=9, color=INK, loc="left")
         axes.grid(axis="y", color=LINE, linewidth=0.8)
-        _bare(axes)
+        bare(axes)
     canvas.supxlabel("attention code", fontsize=9)
     canvas.supylabel("share of attention (%, log scale)", fontsize=9)
-    return _png(canvas)
+    return png(canvas)
 
 
 def layernorm_errors(errors: LayerNormErrors) -> bytes:
     """Distribution of the error, and its size at every layer, beside FQ-ViT's released form."""
-    canvas = _canvas(9.7, 3.9)
+    canvas = new_canvas(9.7, 3.9)
     left, right = canvas.subplots(1, 2, width_ratios=[1, 1.05])
     edges = np.array(errors.edges)
     both = (("FQ-ViT released", ORANGE, errors.released_counts), ("this integer unit", BLUE, errors.counts))
@@ -175,7 +178,7 @@ def layernorm_errors(errors: LayerNormErrors) -> bytes:
     left.set_ylim(0)
     left.set_xlabel("error (output steps)", fontsize=9)
     left.set_ylabel("density", fontsize=9)
-    _bare(left)
+    bare(left)
 
     rows = np.arange(len(errors.layers))
     released = [(layer.released_rms, layer.released_largest) for layer in errors.layers]
@@ -191,10 +194,10 @@ def layernorm_errors(errors: LayerNormErrors) -> bytes:
     right.set_xlim(0)
     right.set_xlabel("size of the error (output steps)", fontsize=9)
     right.grid(axis="x", color=LINE, linewidth=0.8)
-    _bare(right)
+    bare(right)
     handles: list[Any] = [Line2D([], [], color=colour, linewidth=3, label=name) for name, colour, _ in both]
     for name, face in (("RMS", INK), ("largest", "white")):
         handles.append(Line2D([], [], linestyle="", marker="o", color=INK, markerfacecolor=face, label=name))
     handles.append(Line2D([], [], color=INK, linewidth=1, linestyle="--", label="RMS of rounding alone"))
     canvas.legend(handles=handles, loc="outside upper center", ncols=5, fontsize=9, frameon=False)
-    return _png(canvas)
+    return png(canvas)

@@ -57,7 +57,7 @@ class Accuracy:
 
 @dataclass(frozen=True)
 class ExecutorAgreement:
-    """The numba executor against the reference, on every point of the graph.
+    """An executor against the reference, on every point of the graph.
 
     Attributes
     ----------
@@ -65,6 +65,7 @@ class ExecutorAgreement:
     images, points, values, mismatches : int
         What was compared; values and mismatches are integers of all points and images together.
     first_mismatch : str or None
+    executor : str
     """
 
     recipe: str
@@ -73,6 +74,7 @@ class ExecutorAgreement:
     values: int
     mismatches: int
     first_mismatch: str | None
+    executor: str = "numba"
 
 
 @dataclass(frozen=True)

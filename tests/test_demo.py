@@ -156,10 +156,14 @@ def test_unknown_unit_is_refused_before_the_long_work(tmp_path, capsys):
 
 def test_every_unit_of_the_catalogue_has_its_part(small_graph, small_images, small_program):
     from conftest import quantize_small
+    from hwsim.quantize.adalog import repq_vit
+    from hwsim.quantize.calibrate import calibrate
+    from hwsim.quantize.lowering import lower
 
     adalog = quantize_small(small_graph, small_images, "8/8/4", attention="adalog")[1]
     uniform = quantize_small(small_graph, small_images, "8/8/8")[1]
-    vectors = hardware.hardware_vectors([small_program, adalog, uniform], small_images, 1, ())
+    log_sqrt2 = lower(calibrate(small_graph, small_images, repq_vit("4/4/4")))
+    vectors = hardware.hardware_vectors([small_program, adalog, uniform, log_sqrt2], small_images, 1, ())
     assert set(vectors) == set(catalog.UNITS)
     assert vectors["lookup"][0].recipe == small_program.recipe
 

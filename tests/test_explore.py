@@ -133,7 +133,7 @@ class Made:
             raise ZeroDivisionError("a bug")
         return bits, {"bytes": float(bits * 10 + recipe.lowering.hidden_bits)}, None
 
-    def correct(self, program: int, part: slice) -> np.ndarray:
+    def correct(self, program: int, part: slice, device: str = "cpu") -> np.ndarray:
         return np.arange(200) < 100 + 10 * program
 
 
@@ -258,11 +258,19 @@ class Deadly(Bench):
             os.kill(os.getpid(), signal.SIGKILL)
         return super().prepare(recipe)
 
+    def correct(self, program: Any, part: slice, device: str = "cpu") -> np.ndarray:
+        import ray
+
+        with Path(self.marker).open("a") as file:
+            file.write(f"{device} {len(ray.get_gpu_ids())}\n")
+        return super().correct(program, part, device)
+
 
 @pytest.fixture
 def ray_cluster() -> Iterator[None]:
     ray = pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
-    ray.init(num_cpus=2, log_to_driver=False, include_dashboard=False)
+    # One GPU by name: shards are sent to it, and find that there is none.
+    ray.init(num_cpus=2, num_gpus=1, log_to_driver=False, include_dashboard=False)
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import tests
     yield
     ray.cloudpickle.unregister_pickle_by_value(sys.modules[__name__])
@@ -281,8 +289,12 @@ def test_a_cluster_gives_the_same_and_survives_a_worker(
     points = [{"weight_bits": bits} for bits in (4, 8)] + [{"attention": "twin"}]
     local = sweep(replace(bench, code=code_digest()), at_once(points), Store(tmp_path / "a", "s"), Local())
     there = sweep(deadly, at_once(points), Store(tmp_path / "b", "s"), cluster.Cluster("local"))
-    assert (tmp_path / "died").exists()
+    assert set((tmp_path / "died").read_text().splitlines()) == {"auto 1"}
     assert there == local
+    (tmp_path / "died").write_text("")
+    monkeypatch.setattr(cluster.Cluster, "gpus", 0)
+    assert sweep(deadly, at_once(points[:1]), Store(tmp_path / "c", "s"), cluster.Cluster("local")) == local[:1]
+    assert set((tmp_path / "died").read_text().splitlines()) == {"cpu 0"}
     jobs = [Job(Record("key", {}), recipe_of({}))]
     (old,) = cluster.Cluster("local").measure(replace(bench, code="older"), jobs)
     assert "has another version of vit-hwsim" in old.error

@@ -17,6 +17,8 @@ from hwsim.cli.demo import demo_command
 from hwsim.cli.explore import explore_command, sensitivity_command
 from hwsim.cli.hardware import cosim_command
 from hwsim.cli.prove import prove_command
+from hwsim.cli.qat import qat_ablation_command, train_quantized_command
+from hwsim.cli.qat_figures import qat_figures_command
 from hwsim.cli.rtl import rtl_command
 from hwsim.cli.run import dump_command, evaluate_command, show_command
 from hwsim.cli.synth import synth_command
@@ -52,6 +54,9 @@ for command in (
     bitstream_command,
     synth_command,
     cost_command,
+    train_quantized_command,
+    qat_ablation_command,
+    qat_figures_command,
     train_command,
     table_command,
     bench_command,

@@ -140,6 +140,7 @@ def _unit_vectors(
     """
     from hwsim.cli.hardware import hardware_nodes
     from hwsim.dump import dump_vectors
+    from hwsim.unit_vectors import unit_vectors
     from rtl import catalog
     from sim_tests.selftest import requantizer_of
 
@@ -148,7 +149,7 @@ def _unit_vectors(
     found: dict[str, UnitVectors] = {}
     for program in programs:
         images = evaluation_images(program, data, image + 1 if data is None else None).images
-        for vectors in dump_vectors(program, images, [image], hardware_nodes(program, [layer], [])):
+        for vectors in unit_vectors(dump_vectors(program, images, [image], hardware_nodes(program, [layer], []))):
             found.setdefault(vectors.spec.kind, vectors)
             if vectors.accumulator is not None:
                 found.setdefault("requantize", requantizer_of(vectors))

@@ -8,7 +8,18 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from hwsim.cli.display import progress, table
-from hwsim.cli.source import BUILD, calibration_source, evaluation_images, make_recipe, network_options, recipe_options
+from hwsim.cli.source import (
+    BUILD,
+    calibration_source,
+    check_device,
+    device_option,
+    evaluation_images,
+    lowering_values,
+    make_recipe,
+    network_options,
+    recipe_options,
+    trained_file,
+)
 
 if TYPE_CHECKING:
     from hwsim.data import ImageSet
@@ -18,24 +29,36 @@ if TYPE_CHECKING:
     from hwsim.quantize.recipe import Recipe
 
 
-def calibrated(graph: FloatGraph, images: ImageSet, recipe: Recipe) -> tuple[Calibration, Program]:
-    """Calibrate and lower, with a progress bar."""
+def calibrated(graph: FloatGraph, images: ImageSet, recipe: Recipe, device: str = "cpu") -> tuple[Calibration, Program]:
+    """Calibrate and lower, with a progress bar, and another one of a reconstruction."""
+    from dataclasses import replace
+
     from hwsim.quantize.calibrate import calibrate
     from hwsim.quantize.lowering import lower
     from hwsim.quantize.search.run import searched_nodes
 
+    searched = replace(recipe, reconstruct=None)
     if recipe.search is None:
         with progress(f"calibrating {graph.name}", len(images.images)) as done:
-            calibration = calibrate(graph, images.images, recipe, progress=done)
+            calibration = calibrate(graph, images.images, searched, progress=done, device=device)
     else:
         with progress(f"searching the scales of {graph.name}", len(searched_nodes(graph))) as done:
-            calibration = calibrate(graph, images.images, recipe, layers=done)
+            calibration = calibrate(graph, images.images, searched, layers=done, device=device)
+    if recipe.reconstruct is not None:
+        from hwsim.quantize.reconstruct.blocks import blocks
+        from hwsim.quantize.reconstruct.learn import reconstruct
+
+        calibration = replace(calibration, recipe=recipe)
+        steps = len(blocks(calibration.graph)) * recipe.reconstruct.iterations
+        with progress(f"reconstructing the blocks of {graph.name}", steps) as done:
+            calibration = reconstruct(calibration, images.images, recipe.reconstruct, progress=done, device=device)
     return calibration, lower(calibration)
 
 
 @click.command("calibrate")
 @network_options
 @recipe_options
+@device_option
 @click.option(
     "-o",
     "--output",
@@ -50,6 +73,7 @@ def calibrate_command(
     data: Path | None,
     images: int | None,
     seed: int,
+    device: str,
     output: Path | None,
     **recipe_values: Any,
 ) -> None:
@@ -62,9 +86,10 @@ def calibrate_command(
     """
     from hwsim.program import save_program
 
+    check_device(device)
     recipe = make_recipe(**recipe_values)
     graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
-    _, program = calibrated(graph, image_set, recipe)
+    calibration, program = calibrated(graph, image_set, recipe, device)
     path = output or BUILD / "programs" / f"{graph.name}-{recipe.file_name}.safetensors"
     save_program(program, path)
     rows: dict[str, list[Any]] = {}
@@ -79,12 +104,19 @@ def calibrate_command(
     title = f"{graph.name}, {recipe.name}, {len(image_set.images)} calibration images"
     columns = ("unit", "nodes", "accumulator bits", "worst multiplier error (ppm)", "in output steps")
     table(columns, rows.values(), title=title)
+    if calibration.reconstructed:
+        table(
+            ("block", "error before", "error behind"),
+            [(name, before, behind) for name, (before, behind) in calibration.reconstructed.items()],
+            title="reconstruction: error of each block's output on the calibration images",
+        )
     click.echo(f"program: {path}")
 
 
 @click.command("audit")
 @network_options
 @recipe_options
+@device_option
 @click.option(
     "--on",
     "on_data",
@@ -92,6 +124,12 @@ def calibrate_command(
     help="Folder of images to compare on.  [default: the embedded test set]",
 )
 @click.option("--on-images", type=click.IntRange(1), default=200, show_default=True, help="Images to compare on.")
+@click.option(
+    "--trained",
+    type=click.Path(path_type=Path),
+    help="Compare a network that `hwsim train` trained: its folder, or trained.safetensors. Of the recipe's options "
+    "only --set counts.",
+)
 @click.option("--points/--summary", default=True, help="A line for every point of the graph, or for each unit.")
 def audit_command(
     network: str,
@@ -101,8 +139,10 @@ def audit_command(
     data: Path | None,
     images: int | None,
     seed: int,
+    device: str,
     on_data: Path | None,
     on_images: int,
+    trained: Path | None,
     points: bool,
     **recipe_values: Any,
 ) -> None:
@@ -114,12 +154,17 @@ def audit_command(
     """
     from hwsim.audit import audit
 
-    recipe = make_recipe(**recipe_values)
-    graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
-    calibration, program = calibrated(graph, image_set, recipe)
+    if trained is None:
+        check_device(device)
+        recipe = make_recipe(**recipe_values)
+        graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
+        calibration, program = calibrated(graph, image_set, recipe, device)
+    else:
+        calibration, program = _trained(trained, recipe_values["lowering"])
+        graph, recipe = calibration.graph, calibration.recipe
     chosen = evaluation_images(program, on_data, on_images)
     with progress("auditing", len(chosen.images)) as done:
-        result = audit(calibration, program, chosen.images, chosen.labels, progress=done)
+        result = audit(calibration, program, chosen.images, chosen.labels, progress=done, device=device)
     columns = (
         "point",
         "unit",
@@ -148,10 +193,24 @@ def audit_command(
     table(columns, rows, title=f"{graph.name}, {recipe.name}: integer minus fake-quantized codes, in steps")
     if result.integer_top1 is not None:
         click.echo(
-            f"top-1 on {result.images} images: float {result.float_top1:.2f} %, "
+            f"top-1 on {result.images} images: {'float' if trained is None else 'trained weights in float'} "
+            f"{result.float_top1:.2f} %, "
             f"fake-quantized {result.fake_quant_top1:.2f} %, integer {result.integer_top1:.2f} %"
         )
     click.echo(f"same prediction as the fake-quantized network: {100 * result.same_prediction:.2f} %")
+
+
+def _trained(path: Path, settings: tuple[str, ...]) -> tuple[Calibration, Program]:
+    """A trained network and its program, some widths of which may be others."""
+    from dataclasses import replace
+
+    from hwsim.qat.export import load_trained
+    from hwsim.quantize.lowering import lower
+
+    calibration, _ = load_trained(trained_file(path))
+    lowering = replace(calibration.recipe.lowering, **lowering_values(settings))
+    calibration = replace(calibration, recipe=replace(calibration.recipe, lowering=lowering))
+    return calibration, lower(calibration)
 
 
 def _worst_of_each_unit(rows: list[tuple[Any, ...]]) -> list[tuple[Any, ...]]:

@@ -117,7 +117,7 @@ def cost_command(
         if source is not None or bits is not None:
             raise HwsimError("--published compares the networks of a paper; leave NETWORK and --bits out")
         report, lines = _published(published)
-    elif source is not None and Path(source).suffix != ".safetensors" and not Path(source).exists():
+    elif source is not None and not _is_program(source):
         report, lines = _network(source, bits, first_last, rest)
     else:
         if bits is not None or first_last is not None:
@@ -126,6 +126,13 @@ def cost_command(
         program = open_program(None if source is None else Path(source))
         report, lines = _program(program, made, family if area else None, layers)
     _write(json_path, csv_path, report, lines)
+
+
+def _is_program(source: str) -> bool:
+    """Whether it names a program and no network."""
+    from hwsim.shipped import shipped_programs
+
+    return Path(source).suffix == ".safetensors" or Path(source).exists() or source in shipped_programs()
 
 
 def _program(

@@ -13,6 +13,7 @@ import click
 
 from golden.errors import HwsimError
 from hwsim.cli.cost import accelerator_options, parse_accelerator
+from hwsim.cli.device import backends_on, program_device_option
 from hwsim.cli.display import table
 from hwsim.cli.source import BUILD, calibration_source, evaluation_images, network_options, with_options
 
@@ -39,6 +40,7 @@ bench_options = with_options(
     accelerator_options,
     click.option("--area", is_flag=True, help="Count the cells of the units of every point with Yosys."),
     click.option("--family", default="xilinx", show_default=True, help="Of the cells: xilinx, ecp5 or ice40."),
+    program_device_option,
     click.option("--ray", "ray_address", metavar="ADDRESS", help="Measure on a Ray cluster."),
     click.option(
         "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "explore", show_default=True, help="Folder."
@@ -144,6 +146,7 @@ def explore_command(
     search_seed: int,
     against: str,
     pick: str | None,
+    device: str,
     ray_address: str | None,
     output: Path,
     **options: Any,
@@ -167,7 +170,7 @@ def explore_command(
     space = parse_space(settings)
     costs = [cost.strip() for cost in against.split(",") if cost.strip()]
     search = proposals(kind, space, count, search_seed, 1 + len(costs))
-    backend = backend_of(ray_address)
+    backend = backend_of(ray_address, device)
     with PointsBar(bench.graph.name) as bar:
         records = sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
     write_results(records, costs, bench, output)
@@ -180,12 +183,21 @@ def bench_of(options: dict[str, Any]) -> Bench:
     return make_bench(**options, accelerator=accelerator)
 
 
-def backend_of(ray_address: str | None) -> Backend:
-    """Where points are measured: here, or on a Ray cluster."""
+def backend_of(ray_address: str | None, device: str) -> Backend:
+    """Where points are measured: here, or on a Ray cluster.
+
+    Raises
+    ------
+    HwsimError
+        A device of this machine and a cluster.
+    """
     if ray_address is None:
         from hwsim.explore.sweep import Local
 
-        return Local()
+        backends_on(device)  # says once where there is no such GPU
+        return Local(device)
+    if device != "cpu":
+        raise HwsimError(f"--ray: tasks run on the cluster's GPUs where it has some; leave --device {device} out")
     from hwsim.explore.cluster import Cluster
 
     return Cluster(ray_address)
@@ -251,7 +263,15 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     help="Points of top-1 that the mixed precision may lose.",
 )
 def sensitivity_command(
-    recipe: str, bits: str, widths: str, by: str, budget: float, ray_address: str | None, output: Path, **options: Any
+    recipe: str,
+    bits: str,
+    widths: str,
+    by: str,
+    budget: float,
+    device: str,
+    ray_address: str | None,
+    output: Path,
+    **options: Any,
 ) -> None:
     """Measure what every layer loses at every width, alone, and mix widths within a budget.
 
@@ -277,7 +297,7 @@ def sensitivity_command(
     keys = [(layer.name, width) for layer in layers for width in chosen]
     points = [base, *(narrowed(base, layer, width) for layer in layers for width in chosen)]
     with PointsBar(bench.graph.name) as bar:
-        backend = backend_of(ray_address)
+        backend = backend_of(ray_address, device)
         first, *others = sweep(bench, at_once(points), store, backend, started=bar.started, progress=bar.done)
         if first.error:
             raise HwsimError(f"the base has no figures: {first.error}")
@@ -330,12 +350,10 @@ def _lost(found: Sequence[Loss]) -> str:
 
 def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     """Program and Verilog of a finished point."""
-    from hwsim.cli.hardware import hardware_nodes
-    from hwsim.cli.rtl import write_unit
+    from hwsim.cli.hardware import hardware_layers
+    from hwsim.cli.rtl import modules, write_unit
     from hwsim.explore.space import recipe_of
     from hwsim.program import save_program
-    from rtl import catalog
-    from sim_tests.cosim import module_names
 
     record = store.read(key)
     if record is None:
@@ -350,14 +368,9 @@ def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     save_program(program, folder / "program.safetensors")
     click.echo(f"{record.recipe}: {record.top1:.2f} % of {record.images} images")
     click.echo(f"wrote {folder / 'program.safetensors'}")
-    groups: dict[tuple[object, ...], list[Any]] = {}
-    for node in hardware_nodes(program, (), ()):
-        groups.setdefault(catalog.group_key(node.spec), []).append(node)
-    names = module_names(list(groups))
-    for group, nodes in groups.items():
-        module = names[group]
-        write_unit(program, nodes, nodes[0].spec.kind, 1, folder / "rtl" / module, module)
-        click.echo(f"wrote {folder / 'rtl' / module}: {len(nodes)} layers")
+    for module, layers in modules(hardware_layers(program, (), ())).items():
+        write_unit(program, layers, 1, folder / "rtl" / module, module)
+        click.echo(f"wrote {folder / 'rtl' / module}: {len(layers)} layers")
 
 
 class PointsBar:

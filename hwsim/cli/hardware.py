@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import click
 
@@ -16,25 +17,18 @@ from hwsim.cli.source import BUILD, evaluation_images, open_program, parse_image
 if TYPE_CHECKING:
     from golden.vectors import UnitVectors
     from hwsim.program import Node, Program
+    from hwsim.unit_vectors import UnitLayer
     from sim_tests.cosim import CosimResult
     from sim_tests.ports import PortMap
 
 
-# Units whose work also lies in linear layers: their products, or the decoding of their codes.
-_ALSO_IN_LINEAR = ("adalog_matmul", "adalog_decode")
-
-
-def hardware_nodes(
-    program: Program, layers: Sequence[str], units: Sequence[str], *, products: bool = False
-) -> list[Node]:
-    """Selected nodes that have a hardware unit.
+def hardware_nodes(program: Program, layers: Sequence[str], units: Sequence[str]) -> list[Node]:
+    """Selected nodes whose work hardware units do, see `hwsim.unit_vectors`.
 
     Parameters
     ----------
     program, layers, units
-        See `hwsim.dump.select_nodes`.
-    products : bool
-        Also linear layers on AdaLog codes, whose products a unit makes, see `hwsim.unit_vectors`.
+        See `hwsim.dump.select_nodes`; units are kinds of hardware, or of nodes that run on it.
 
     Raises
     ------
@@ -42,28 +36,67 @@ def hardware_nodes(
         The selection is empty, or a unit was named that has no hardware.
     """
     from hwsim.dump import select_nodes
+    from hwsim.unit_vectors import unit_kinds
     from rtl import catalog
 
     for unit in units:
-        catalog.entry(unit)
-    kinds = [unit for unit in units if unit != "adalog_decode"] + ["adalog_matmul"] * ("adalog_decode" in units)
-    linear = {"adalog_linear"} if products else set()
-    present = {node.spec.kind for node in program.nodes}
-    if linear & present and (set(units) & set(_ALSO_IN_LINEAR)):
-        kinds = [kind for kind in kinds if kind != "adalog_matmul" or kind in present] + ["adalog_linear"]
-    chosen = [node for node in select_nodes(program, layers, kinds) if node.spec.kind in {*catalog.UNITS, *linear}]
+        if not any(made in catalog.UNITS for made in unit_kinds(unit)):
+            catalog.entry(unit)
+    kinds = []
+    for unit in units:
+        present = dict.fromkeys(node.spec.kind for node in program.nodes)
+        # A unit that the program lacks is named by the selection.
+        kinds += [kind for kind in present if unit == kind or unit in unit_kinds(kind)] or [unit]
+    chosen = [
+        node
+        for node in select_nodes(program, layers, kinds)
+        if any(kind in catalog.UNITS for kind in unit_kinds(node.spec.kind))
+    ]
     if not chosen:
         raise HwsimError(f"none of the chosen layers has a hardware unit; there are {', '.join(sorted(catalog.UNITS))}")
     return chosen
 
 
-def unit_of(node: Node, unit: str) -> tuple[Any, dict[str, Any]]:
-    """Spec and constants of a node's unit; the decoder of AdaLog codes shares those of their product."""
-    if unit != "adalog_decode":
-        return node.spec, dict(node.constants)
-    from hwsim.dump import decoder_of
+def hardware_layers(program: Program, layers: Sequence[str], units: Sequence[str]) -> list[UnitLayer]:
+    """What hardware units are loaded with for chosen layers: of all units, or of those named.
 
-    return decoder_of(node)
+    Parameters
+    ----------
+    program, layers, units
+        See `hardware_nodes`; a layer may be one head of it, ``LAYER.headN``.
+
+    Raises
+    ------
+    HwsimError
+        See `hardware_nodes`; a head that a layer has not.
+    """
+    from hwsim.unit_vectors import unit_layers
+    from rtl import catalog
+
+    heads = {layer: match[1] for layer in layers if (match := _HEAD.fullmatch(layer))}
+    nodes = hardware_nodes(program, [heads.get(layer, layer) for layer in layers], units)
+    wanted = wanted_units(units) & set(catalog.UNITS)
+    found = [layer for node in nodes for layer in unit_layers(node.name, node.spec, node.constants)]
+    found = [layer for layer in found if layer.spec.kind in wanted]
+    for head in heads:
+        if not any(layer.name == head for layer in found):
+            raise HwsimError(f"the program has no {head}; {heads[head]} has a unit for all its heads or fewer of them")
+    whole = {layer.layer for layer in found} - set(heads.values())
+    return [layer for layer in found if layer.layer in whole or layer.name in heads]
+
+
+def wanted_units(units: Sequence[str]) -> set[str]:
+    """Kinds of hardware of named units, which may be kinds of nodes that run on it; all without a name."""
+    from hwsim.unit_vectors import unit_kinds
+    from rtl import catalog
+
+    if not units:
+        return set(catalog.UNITS)
+    # Of a kind that has a unit of its own, that one alone.
+    return {made for unit in units for made in ((unit,) if unit in catalog.UNITS else unit_kinds(unit))}
+
+
+_HEAD = re.compile(r"(.+)\.head\d+")
 
 
 @click.command("cosim")
@@ -145,7 +178,7 @@ def cosim_command(
         vectors = [read_vectors(path) for path in vector_files]
     else:
         program = open_program(program_path)
-        nodes = hardware_nodes(program, layers, units, products=True)
+        nodes = hardware_nodes(program, layers, units)
         vectors = program_vectors(program, nodes, units, parse_images(images_text), data)
     results: list[CosimResult] = []
     choices: dict[str, list[int | None]] = {"none": [None], "random": [seed], "both": [None, seed]}
@@ -190,10 +223,9 @@ def program_vectors(
     """Activations of nodes on images of a folder (default: the embedded test set); of all units, or of those named."""
     from hwsim.dump import dump_vectors
     from hwsim.unit_vectors import unit_vectors
-    from rtl import catalog
 
     images = evaluation_images(program, data, max(indices) + 1 if data is None else None).images
-    wanted = set(units) or set(catalog.UNITS)
+    wanted = wanted_units(units)
     found = unit_vectors(dump_vectors(program, images, indices, nodes))
     return [vectors for vectors in found if vectors.spec.kind in wanted]
 

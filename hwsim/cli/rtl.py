@@ -11,11 +11,12 @@ import click
 from golden.errors import HwsimError
 from golden.files import write_atomically
 from hwsim.cli.display import table
-from hwsim.cli.hardware import hardware_nodes, program_vectors, unit_of
+from hwsim.cli.hardware import hardware_layers, program_vectors
 from hwsim.cli.source import BUILD, open_program, program_option
 
 if TYPE_CHECKING:
-    from hwsim.program import Node, Program
+    from hwsim.program import Program
+    from hwsim.unit_vectors import UnitLayer
     from rtl.package import BenchLayer
     from rtl.verilog import Facts
 
@@ -55,23 +56,43 @@ def rtl_command(
 
     UNIT is a kind such as log_softmax, layernorm, lookup or log2_matmul. By default one unit is
     built that serves all the layers, its constants loaded at run time; their write words are
-    written beside it as .hex, one file a layer. Its ports are AXI4-Stream.
+    written beside it as .hex, one file a layer. Layers that differ in what a unit cannot load, such
+    as the length of a normalised row, get units of their own, UNIT_1, UNIT_2 and so on. The ports
+    are AXI4-Stream.
 
     Beside the Verilog: a page of facts, a self-checking SystemVerilog bench with its .hex files
     (activations of the first test image), a FuseSoC core file and a Vivado script.
     """
     program = open_program(program_path)
-    nodes = hardware_nodes(program, layers, [unit])
-    if baked and len(nodes) != 1:
-        raise HwsimError(f"--baked takes the constants of one layer, {len(nodes)} are chosen; name one with --layer")
-    facts, files = write_unit(program, nodes, unit, lanes, output, name or unit, baked, data, bench_rows)
-    _show(facts)
-    shown = [file for file in files if not file.endswith(".hex")]
-    for file in shown:
-        click.echo(f"wrote {output / file}")
-    click.echo(f"and {len(files) - len(shown)} .hex files")
+    chosen = hardware_layers(program, layers, [unit])
+    if baked and len(chosen) != 1:
+        raise HwsimError(
+            f"--baked takes the constants of one layer, {len(chosen)} are chosen; name one with --layer, such as "
+            f"{chosen[0].name}"
+        )
+    for module, served in modules(chosen, name).items():
+        facts, files = write_unit(program, served, lanes, output, module, baked, data, bench_rows)
+        _show(facts)
+        shown = [file for file in files if not file.endswith(".hex")]
+        for file in shown:
+            click.echo(f"wrote {output / file}")
+        click.echo(f"and {len(files) - len(shown)} .hex files")
     if bench_rows and not _has_images(program, data):
         click.echo(f"no bench: {program.network} needs test images, give them with --data FOLDER")
+
+
+def modules(layers: Sequence[UnitLayer], name: str | None = None) -> dict[str, list[UnitLayer]]:
+    """Layers that one unit can serve, by module name: as in cosimulation, or a name, numbered if it is of several."""
+    from rtl import catalog
+    from sim_tests.cosim import module_names
+
+    groups: dict[tuple[object, ...], list[UnitLayer]] = {}
+    for layer in layers:
+        groups.setdefault(catalog.group_key(layer.spec), []).append(layer)
+    names = module_names(list(groups))
+    if name is not None:
+        names = {key: name if len(groups) == 1 else f"{name}_{place}" for place, key in enumerate(groups, 1)}
+    return {names[key]: found for key, found in groups.items()}
 
 
 def _has_images(program: Program, data: Path | None) -> bool:
@@ -82,8 +103,7 @@ def _has_images(program: Program, data: Path | None) -> bool:
 
 def write_unit(
     program: Program,
-    nodes: Sequence[Node],
-    unit: str,
+    layers: Sequence[UnitLayer],
     lanes: int,
     output: Path,
     module: str,
@@ -106,17 +126,16 @@ def write_unit(
     """
     from rtl import catalog, package, verilog
 
-    pairs = [unit_of(node, unit) for node in nodes]
+    first = layers[0].spec
     if baked:
-        spec, constants = pairs[0]
-        hardware = catalog.entry(unit).unit(spec, lanes=lanes, constants=constants)
+        hardware = catalog.entry(first.kind).unit(first, lanes=lanes, constants=layers[0].constants)
     else:
-        hardware = catalog.covering(pairs, lanes=lanes)
+        hardware = catalog.covering([(layer.spec, layer.constants) for layer in layers], lanes=lanes)
     facts = verilog.facts(hardware, module)
     files = {f"{module}.v": verilog.export(hardware, module), f"{module}.md": facts.markdown()}
     bench: Mapping[str, str] = {}
     if bench_rows and _has_images(program, data):
-        bench = package.bench(hardware, module, _bench_layers(program, nodes, unit, hardware, bench_rows, data))
+        bench = package.bench(hardware, module, _bench_layers(program, layers, hardware, bench_rows, data))
     files |= bench
     files[f"{module}.core"] = package.fusesoc_core(hardware, module, list(bench))
     files[f"{module}.tcl"] = package.vivado_script(module, list(bench))
@@ -124,18 +143,18 @@ def write_unit(
         from sim_tests.beats import words_of
 
         port = hardware.w.payload
-        for node, (spec, constants) in zip(nodes, pairs, strict=True):
-            words = words_of(hardware.writes(spec, constants), len(port.address), len(port.data))
+        for layer in layers:
+            words = words_of(hardware.writes(layer.spec, layer.constants), len(port.address), len(port.data))
             lines = [bytes(word)[::-1].hex() for word in words]
-            text = f"// {node.name}: words for s_axis_write_tdata\n" + "\n".join(lines) + "\n"
-            files[f"{module}.{node.name}.constants.hex"] = text
+            text = f"// {layer.name}: words for s_axis_write_tdata\n" + "\n".join(lines) + "\n"
+            files[f"{module}.{layer.name}.constants.hex"] = text
     for file, text in files.items():
         write_atomically(output / file, text)
     return facts, list(files)
 
 
 def _bench_layers(
-    program: Program, nodes: Sequence[Node], unit: str, hardware: Any, rows: int, data: Path | None
+    program: Program, layers: Sequence[UnitLayer], hardware: Any, rows: int, data: Path | None
 ) -> list[BenchLayer]:
     """Rows of each layer, spread evenly over the first test image, as the bench plays them."""
     import numpy as np
@@ -145,7 +164,12 @@ def _bench_layers(
 
     padding = np.random.default_rng(0)
     result = []
-    for vectors in program_vectors(program, nodes, [unit], [0], data):
+    served = {layer.name for layer in layers}
+    names = {layer.layer for layer in layers}
+    nodes = [node for node in program.nodes if node.name in names]
+    for vectors in program_vectors(program, nodes, [hardware.spec.kind], [0], data):
+        if vectors.layer not in served:
+            continue
         play, expected = stimulus(hardware, vectors, padding)
         chosen = np.unique(np.linspace(0, expected.rows - 1, min(rows, expected.rows)).astype(int))
 

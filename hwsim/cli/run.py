@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from hwsim.cli.device import backends_on, predictor, program_device_option
 from hwsim.cli.display import progress, table
 from hwsim.cli.source import BUILD, evaluation_images, evaluation_options, open_program, parse_images, program_option
 
@@ -15,23 +16,32 @@ from hwsim.cli.source import BUILD, evaluation_images, evaluation_options, open_
 @click.command("evaluate")
 @program_option
 @evaluation_options
-@click.option("--backend", default="numba", show_default=True, help="Executor: numba or reference.")
-@click.option("--batch", default=64, show_default=True, type=click.IntRange(1), help="Images a batch.")
+@click.option("--backend", help="Executor by name: numba, reference or cuda.  [default: that of the device]")
+@program_device_option
+@click.option(
+    "--batch", type=click.IntRange(1), help="Images a batch.  [default: 64, on a GPU as many as its kernels need]"
+)
 def evaluate_command(
-    program_path: Path | None, data: Path | None, images: int | None, backend: str, batch: int
+    program_path: Path | None,
+    data: Path | None,
+    images: int | None,
+    backend: str | None,
+    device: str,
+    batch: int | None,
 ) -> None:
     """Run a program bit-accurately and print its top-1 accuracy."""
-    from hwsim.execute import Executor, top1
+    from hwsim.execute import top1
 
     program = open_program(program_path)
     chosen = evaluation_images(program, data, images)
-    executor = Executor(program, backend)
-    executor.predict(chosen.images[:1])  # compiles the kernels, so that the rate below is that of running
-    with progress("running", len(chosen.images)) as done:
-        start = time.perf_counter()
-        logits = executor.predict(chosen.images, batch=batch, progress=done)
-        seconds = time.perf_counter() - start
-    click.echo(f"{program.network}, {program.recipe}, {backend}")
+    backends = backends_on(device, backend)
+    with predictor(program, backends) as executor:
+        executor.prepare(len(chosen.images), batch)
+        with progress("running", len(chosen.images)) as done:
+            start = time.perf_counter()
+            logits = executor.predict(chosen.images, batch=batch, progress=done)
+            seconds = time.perf_counter() - start
+    click.echo(f"{program.network}, {program.recipe}, {' '.join(backends)}")
     if chosen.labels is not None:
         click.echo(f"top-1: {top1(logits, chosen.labels):.2f} % of {len(logits)} images")
     click.echo(f"{len(logits) / seconds:.1f} images/s ({seconds:.1f} s)")
@@ -74,7 +84,7 @@ def _widths(spec: Any) -> str:
 @click.option("--unit", "units", multiple=True, help="Unit kind, such as log_softmax.")
 @click.option("--images", "images_text", default="0", show_default=True, help="Image indices, such as 0,3,10-12.")
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of images.  [default: the embedded test set]")
-@click.option("--backend", default="numba", show_default=True, help="Executor: numba or reference.")
+@click.option("--backend", default="numba", show_default=True, help="Executor: numba, reference or cuda.")
 @click.option("--hex/--no-hex", "with_hex", default=True, help="Also write .hex files for $readmemh.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "vectors", show_default=True, help="Folder."

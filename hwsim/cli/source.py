@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -59,12 +59,12 @@ recipe_options = with_options(
         "--recipe",
         default="fq-vit",
         show_default=True,
-        help="Published system: fq-vit, base-ptq, ptq4vit, repq-vit or adalog.",
+        help="Published system: fq-vit, base-ptq, ptq4vit, repq-vit, adalog or q-vit.",
     ),
     click.option(
         "--bits",
         help="Widths of weights/activations/attention.  "
-        "[default: 8/8/4 for fq-vit, 4/4/4 for repq-vit and adalog, 8/8/8 for the others]",
+        "[default: 8/8/4 for fq-vit, 4/4/4 for repq-vit, adalog and q-vit, 8/8/8 for the others]",
     ),
     click.option(
         "--pts/--no-pts", default=None, help="fq-vit: power-of-two scales at LayerNorm inputs.  [default: pts]"
@@ -76,7 +76,8 @@ recipe_options = with_options(
     ),
     click.option(
         "--range",
-        help="fq-vit: observer of the uniform activations, minmax, ema, percentile or omse.  [default: minmax]",
+        help="fq-vit, q-vit: observer of the uniform activations, minmax, ema, percentile or omse.  "
+        "[default: minmax; omse]",
     ),
     click.option(
         "--metric",
@@ -90,6 +91,25 @@ recipe_options = with_options(
     ),
     click.option("--method", help="adalog: search, fpcs, released, alternating or brute-force.  [default: fpcs]"),
     click.option(
+        "--reconstruct",
+        help="adalog, repq-vit: behind the search, block by block, brecq learns the rounding of the weights, brecq-lsq "
+        "the steps of the activations too.  [default: none]",
+    ),
+    click.option(
+        "--iterations", type=click.IntRange(1), help="adalog, repq-vit: of each block's reconstruction.  [default: 300]"
+    ),
+    click.option(
+        "--block-inputs",
+        help="adalog, repq-vit: what a block is reconstructed on, float or quantized activations.  "
+        "[default: quantized]",
+    ),
+    click.option(
+        "--search-images",
+        type=click.IntRange(1),
+        help="adalog, repq-vit: calibration images of the search, the first ones.  [default: all; 32 of a "
+        "reconstruction]",
+    ),
+    click.option(
         "--search-seed",
         "seed_of_search",
         type=int,
@@ -102,6 +122,7 @@ recipe_options = with_options(
     ),
     click.option("--twin-softmax/--no-twin-softmax", default=None, help="ptq4vit: twin codes behind the softmax."),
     click.option("--twin-gelu/--no-twin-gelu", default=None, help="ptq4vit: twin codes behind GELU."),
+    click.option("--irm/--no-irm", default=None, help="q-vit: rectify queries and keys.  [default: irm]"),
     click.option(
         "--batch",
         "calibration_batch",
@@ -131,11 +152,41 @@ recipe_options = with_options(
     ),
 )
 
+
+def check_device(name: str) -> None:
+    """Refuse a torch device that this machine has not; torch is only asked where it matters.
+
+    Raises
+    ------
+    HwsimError
+        Says why.
+    """
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise HwsimError(
+            f"--device {name}: torch cannot use it ({reason}); take cpu or a GPU of this machine"
+        ) from None
+
+
+device_option = click.option(
+    "--device",
+    default="cpu",
+    show_default=True,
+    help="torch device of calibration and fake quantization, such as cuda.",
+)
+
 program_option = click.option(
     "--program",
     "program_path",
     type=click.Path(path_type=Path),
-    help="Program file.  [default: the embedded network, calibrated when needed and kept under build/]",
+    help="Program file, or the name of a shipped program such as embedded-q-vit-4.  "
+    "[default: the embedded network, calibrated when needed and kept under build/]",
 )
 
 evaluation_options = with_options(
@@ -146,6 +197,31 @@ evaluation_options = with_options(
     ),
     click.option("--images", type=click.IntRange(1), help="At most this many images."),
 )
+
+
+def lowering_values(settings: Sequence[str]) -> dict[str, Any]:
+    """Fields of a `Lowering` from settings such as ``irm_bits=10``.
+
+    Raises
+    ------
+    HwsimError
+        A field that there is not, or a value that is no integer.
+    """
+    from dataclasses import fields
+
+    from hwsim.quantize.recipe import Lowering
+
+    kinds = {field.name: field.type for field in fields(Lowering)}
+    values: dict[str, Any] = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        if name not in kinds:
+            raise HwsimError(f"--set {setting}: there is no field {name!r}; choose one of {', '.join(kinds)}")
+        try:
+            values[name] = value if kinds[name] == "str" else int(value)
+        except ValueError:
+            raise HwsimError(f"--set {setting}: {name} must be an integer, not {value!r}") from None
+    return values
 
 
 def make_recipe(
@@ -164,7 +240,6 @@ def make_recipe(
         Unknown recipe, role or field, an option that the recipe does not have, or a value out of range.
     """
     import inspect
-    from dataclasses import fields
 
     from hwsim.quantize.parts import NODE_PREFIX, with_parts
     from hwsim.quantize.recipe import Lowering
@@ -172,16 +247,7 @@ def make_recipe(
 
     if recipe not in RECIPES:
         raise HwsimError(f"unknown recipe {recipe!r}; choose one of {', '.join(RECIPES)}")
-    kinds = {field.name: field.type for field in fields(Lowering)}
-    values: dict[str, Any] = {}
-    for setting in lowering:
-        name, _, value = setting.partition("=")
-        if name not in kinds:
-            raise HwsimError(f"--set {setting}: there is no field {name!r}; choose one of {', '.join(kinds)}")
-        try:
-            values[name] = value if kinds[name] == "str" else int(value)
-        except ValueError:
-            raise HwsimError(f"--set {setting}: {name} must be an integer, not {value!r}") from None
+    values = lowering_values(lowering)
     options["seed"] = seed_of_search
     given = {name: value for name, value in options.items() if value is not None}
     known = inspect.signature(RECIPES[recipe]).parameters
@@ -282,7 +348,12 @@ def evaluation_images(of: Program | FloatGraph, data: Path | None, images: int |
 
 
 def open_program(path: Path | None) -> Program:
-    """The program file, or the embedded network's, calibrated by the default recipe when it is not there yet.
+    """The program file, a shipped program, or the embedded network's, calibrated by the default recipe when needed.
+
+    Parameters
+    ----------
+    path : Path or None
+        Of the file, or the name of a shipped program where there is no such file.
 
     Raises
     ------
@@ -291,9 +362,11 @@ def open_program(path: Path | None) -> Program:
     """
     from hwsim.identity import code_digest
     from hwsim.program import load_program, save_program
+    from hwsim.shipped import load_shipped
 
     if path is not None:
-        return load_program(path)
+        is_name = not path.exists() and not path.suffix and path.name == str(path)
+        return load_shipped(path.name) if is_name else load_program(path)
     path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{code_digest()}.safetensors"
     if not path.exists():
         from hwsim.quantize.calibrate import calibrate
@@ -304,6 +377,11 @@ def open_program(path: Path | None) -> Program:
         graph, images = calibration_source(EMBEDDED, None, None, None, None)
         save_program(lower(calibrate(graph, images.images, fq_vit())), path)
     return load_program(path)
+
+
+def trained_file(path: Path) -> Path:
+    """The file of a trained network, given itself or the folder of its run."""
+    return path if path.is_file() else path / "trained.safetensors"
 
 
 def parse_images(text: str) -> list[int]:

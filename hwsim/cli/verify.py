@@ -14,7 +14,7 @@ import click
 
 from golden.errors import HwsimError
 from hwsim.cli.display import progress, table
-from hwsim.cli.hardware import hardware_nodes
+from hwsim.cli.hardware import hardware_nodes, wanted_units
 from hwsim.cli.source import BUILD, evaluation_images, open_program, parse_images, program_option, with_options
 
 if TYPE_CHECKING:
@@ -108,11 +108,10 @@ def _batches(
     """Activations of the chosen layers, so many images at a time."""
     from hwsim.dump import dump_vectors
     from hwsim.unit_vectors import unit_vectors
-    from rtl import catalog
 
-    nodes = hardware_nodes(program, layers, units, products=True)
+    nodes = hardware_nodes(program, layers, units)
     images = evaluation_images(program, data, max(indices) + 1 if data is None else None).images
-    wanted = set(units) or set(catalog.UNITS)
+    wanted = wanted_units(units)
     for start in range(0, len(indices), size):
         found = list(unit_vectors(dump_vectors(program, images, indices[start : start + size], nodes)))
         yield [vectors for vectors in found if vectors.spec.kind in wanted]

@@ -184,6 +184,14 @@ def _codes_times_values(kind: str, *, lookups: int = 0, shifts: int = 0, sums: i
     return count
 
 
+def _log_sqrt2_sums(spec: Any, inputs: Sequence[Shape], output: Shape) -> Counts:
+    """The sums alone: each code adds to one of both."""
+    return [
+        Operation("add", (spec.value_bits + 1,), math.prod(inputs[1])),
+        Operation("shift-accumulate", (spec.code_bits, spec.value_bits), matrix_product(inputs, output[:-1]).steps),
+    ]
+
+
 def _softmax_front(spec: Any, elements: int, rows: int) -> Counts:
     """Row maximum, difference from it, exponential, and the row sum."""
     return [
@@ -274,6 +282,7 @@ _COUNTS: dict[str, Count] = {
     "log2_matmul": _codes_times_values("shift-accumulate"),
     "log_sqrt2_matmul": _codes_times_values("shift-accumulate", sums=2),
     "log_sqrt2_linear": _codes_times_values("shift-accumulate", sums=2),
+    "log_sqrt2_sums": _log_sqrt2_sums,
     "adalog_matmul": _codes_times_values("multiply-shift-accumulate", lookups=2),
     "adalog_linear": _codes_times_values("multiply-shift-accumulate", lookups=2),
     "twin_matmul": _codes_times_values("multiply-accumulate", shifts=1),

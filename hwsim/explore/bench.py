@@ -97,12 +97,19 @@ class Bench:
             fake = top1(FakeQuantNetwork(calibration).predict(self.evaluation.images), labels)
         return program, self.costs(program), fake
 
-    def correct(self, program: Program, part: slice) -> np.ndarray:
-        """Is the integer program right? bool, an element an image of the part."""
-        from hwsim.execute import Executor
+    def correct(self, program: Program, part: slice, device: str = "cpu") -> np.ndarray:
+        """Is the integer program right? bool, an element an image of the part.
+
+        Every device gives the same, see `hwsim.execute.devices`.
+        """
+        from hwsim.execute.devices import choose, open_predictor
 
         labels = self.evaluation.labels
         assert labels is not None
-        logits = Executor(program).predict(self.evaluation.images[part])
+        predictor = open_predictor(program, choose(device).backends)
+        try:
+            logits = predictor.predict(self.evaluation.images[part])
+        finally:
+            predictor.close()
         right: np.ndarray = logits.argmax(axis=1) == labels[part]
         return right

@@ -57,9 +57,9 @@ def prepare(bench: Bench, recipe: Recipe) -> tuple[Program, Mapping[str, float],
     return bench.prepare(recipe)
 
 
-def correct(bench: Bench, program: tuple[Program, Any, Any], first: int, last: int) -> np.ndarray:
+def correct(bench: Bench, program: tuple[Program, Any, Any], first: int, last: int, device: str) -> np.ndarray:
     """Task: which images of a shard are right."""
-    return bench.correct(program[0], slice(first, last))
+    return bench.correct(program[0], slice(first, last), device)
 
 
 class Cluster:
@@ -96,19 +96,29 @@ class Cluster:
                 "`ray start --head`, or leave --ray out"
             ) from None
 
+    @property
+    def gpus(self) -> int:
+        """GPUs of the cluster."""
+        return int(self.ray.cluster_resources().get("GPU", 0))
+
     def measure(self, bench: Bench, jobs: Sequence[Job]) -> Iterator[Record]:
         """See `hwsim.explore.sweep.Backend.measure`."""
         ray = self.ray
-        remote = ray.remote(max_retries=self.retries, num_cpus=1)
-        prepare_task, correct_task = remote(prepare), remote(correct)
+        # A recipe is calibrated on CPUs everywhere, so that its floats, and with them its program, are those of a
+        # local run. Programs give the same integers on a GPU: where the cluster has some, they run there.
+        device, needs = ("auto", {"num_gpus": 1}) if self.gpus else ("cpu", {"num_cpus": 1})
+        prepare_task = ray.remote(max_retries=self.retries, num_cpus=1)(prepare)
+        correct_task = ray.remote(max_retries=self.retries, **needs)(correct)
         place = ray.put(bench)
-        parts = batches(len(bench.evaluation.images), SHARD)
+        images = len(bench.evaluation.images)
+        # Making a GPU ready takes as long as thousands of images: one shard each.
+        parts = batches(images, max(SHARD, -(-images // self.gpus)) if self.gpus else SHARD)
         start = time.perf_counter()
         waiting: dict[Any, tuple[Job, list[Any]]] = {}
         left: dict[str, int] = {}
         for job in jobs:
             program = prepare_task.remote(place, job.recipe)
-            shards = [correct_task.remote(place, program, part.start, part.stop) for part in parts]
+            shards = [correct_task.remote(place, program, part.start, part.stop, device) for part in parts]
             left[job.record.key] = len(shards)
             waiting |= dict.fromkeys(shards, (job, [program, *shards]))
         while waiting:

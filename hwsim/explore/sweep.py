@@ -35,7 +35,16 @@ class Backend(Protocol):
 
 
 class Local:
-    """One point after the other in this process; each uses all cores."""
+    """One point after the other in this process; each uses all cores.
+
+    Parameters
+    ----------
+    device : str
+        Where programs run, see `hwsim.execute.devices.choose`; all give the same.
+    """
+
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
 
     def measure(self, bench: Bench, jobs: Sequence[Job]) -> Iterator[Record]:
         """See `Backend.measure`."""
@@ -43,7 +52,7 @@ class Local:
             start = time.perf_counter()
             try:
                 program, costs, fake = bench.prepare(job.recipe)
-                correct = bench.correct(program, slice(None))
+                correct = bench.correct(program, slice(None), self.device)
             except Exception as error:  # a point that fails must not end the sweep
                 yield failed(job, error)
             else:

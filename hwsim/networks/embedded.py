@@ -135,15 +135,17 @@ def checkpoint_path(name: str = EMBEDDED) -> Path:
     return assets_folder() / NETWORKS[name].checkpoint
 
 
-def read_asset(name: str, folder: Path | None = None) -> bytes:
+def read_asset(name: str, folder: Path | None = None, shipped: str | None = None) -> bytes:
     """Bytes of a shipped file after its checksum was verified.
 
     Parameters
     ----------
     name : str
-        A key of `SHA256`.
+        Of the file.
     folder : Path, optional
         Where to look; the package's own assets by default.
+    shipped : str, optional
+        Its SHA-256; by default that of the key `name` of `SHA256`.
 
     Raises
     ------
@@ -155,10 +157,10 @@ def read_asset(name: str, folder: Path | None = None) -> bytes:
         content = path.read_bytes()
     except OSError as error:
         raise HwsimError(f"{path}: cannot be read ({error.strerror}); reinstall vit-hwsim") from error
-    digest = hashlib.sha256(content).hexdigest()
-    if digest != SHA256[name]:
+    digest, expected = hashlib.sha256(content).hexdigest(), SHA256[name] if shipped is None else shipped
+    if digest != expected:
         raise HwsimError(
-            f"{path}: SHA-256 is {digest} where {SHA256[name]} was shipped, the file is damaged; reinstall vit-hwsim"
+            f"{path}: SHA-256 is {digest} where {expected} was shipped, the file is damaged; reinstall vit-hwsim"
         )
     return content
 

@@ -42,7 +42,8 @@ OPERATIONS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 
 
-# What a point can be; recipes choose quantizers by it. Query, key and value are parts of the joint projection, for
+# What a point can be; recipes choose quantizers by it. A norm is the input of a linear layer, but "pooled", which is
+# Swin's last one: a mean of tokens follows it. Query, key and value are parts of the joint projection, for
 # recipes that quantize each operand of a matrix product on its own.
 ROLES = (
     "input",
@@ -51,6 +52,7 @@ ROLES = (
     "position",
     "residual",
     "norm",
+    "pooled",
     "qkv",
     "query",
     "key",

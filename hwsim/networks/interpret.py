@@ -93,6 +93,50 @@ def normalised_pixels(graph: FloatGraph) -> np.ndarray:
     return np.ascontiguousarray(normalise(pixels, graph.mean, graph.std).T)
 
 
+def evaluate(
+    nodes: Sequence[FloatNode],
+    values: dict[str, Tensor],
+    parameters: Callable[[FloatNode], Mapping[str, Tensor]],
+    *,
+    source: Tensor | None = None,
+    after: Callable[[FloatNode, Tensor], Tensor] | None = None,
+    operations: Mapping[str, Operation] | None = None,
+) -> Tensor:
+    """Value of the last of some nodes in execution order: of a network, or a part of one.
+
+    Parameters
+    ----------
+    nodes : sequence of FloatNode
+        One or more.
+    values : dict of str to Tensor
+        What they read from nodes before them; emptied on the way, as nothing keeps what no later node reads.
+    parameters : callable
+        Parameters of a node.
+    source : Tensor, optional
+        Normalised images, for the node that has no inputs.
+    after, operations
+        As in `Interpreter.forward`.
+    """
+    remaining: dict[str, int] = {}
+    for node in nodes:
+        for name in node.inputs:
+            remaining[name] = remaining.get(name, 0) + 1
+    for node in nodes:
+        operands = [values[name] for name in node.inputs]
+        if not operands and source is not None:
+            operands = [source]
+        operation = (operations or {}).get(node.name, FLOAT_OPERATIONS[node.operation])
+        value = operation(node, parameters(node), operands)
+        if after is not None:
+            value = after(node, value)
+        values[node.name] = value
+        for name in node.inputs:
+            remaining[name] -= 1
+            if not remaining[name]:
+                del values[name]
+    return value
+
+
 class Interpreter:
     """A float graph on a torch device.
 
@@ -150,24 +194,14 @@ class Interpreter:
         parameters : mapping, optional
             Replacements by node name, for quantized weights.
         """
-        values: dict[str, Tensor] = {}
-        remaining = dict.fromkeys((node.name for node in self.graph.nodes), 0)
-        for node in self.graph.nodes:
-            for name in node.inputs:
-                remaining[name] += 1
-        value = self.load(images)
-        for node in self.graph.nodes:
-            operands = [values[name] for name in node.inputs] or [value]
-            tensors = {**self.parameters[node.name], **(parameters or {}).get(node.name, {})}
-            operation = (operations or {}).get(node.name, FLOAT_OPERATIONS[node.operation])
-            value = operation(node, tensors, operands)
-            if after is not None:
-                value = after(node, value)
-            values[node.name] = value
-            for name in node.inputs:
-                remaining[name] -= 1
-                if not remaining[name]:
-                    del values[name]
+        value = evaluate(
+            self.graph.nodes,
+            {},
+            lambda node: {**self.parameters[node.name], **(parameters or {}).get(node.name, {})},
+            source=self.load(images),
+            after=after,
+            operations=operations,
+        )
         return value.reshape(len(value), -1)
 
 

@@ -73,7 +73,7 @@ def swin_transformer_graph(
             height, width = height // 2, width // 2
         for number, block in enumerate(stage.blocks):
             stream = _block(build, f"layers.{index}.blocks.{number}", block, stream, height, width)
-    norm = build.layernorm("norm", model.norm, stream)
+    norm = build.layernorm("norm", model.norm, stream, "pooled")
     feature = build.node("head.pool", "token_mean", norm, role="feature")
     build.linear("head.fc", model.head.fc, feature, "logits")
 

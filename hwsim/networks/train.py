@@ -32,6 +32,7 @@ from torch import Tensor, nn
 
 from golden.errors import HwsimError
 from golden.files import write_atomically
+from hwsim.networks.augment import erased, shift_and_flip
 from hwsim.networks.embedded import CLASS_NAMES, EMBEDDED, EMBEDDED_SWIN, NETWORKS, build_model, normalize
 from hwsim.networks.fashion_mnist import read_fashion_mnist
 from hwsim.networks.teacher import Ensemble, build_teacher
@@ -115,31 +116,16 @@ class _Batches:
         order = torch.randperm(len(self.images), generator=self.generator, device=self.device)
         for step in range(self.steps):
             chosen = order[step * self.recipe.batch_size : (step + 1) * self.recipe.batch_size]
-            yield self._mix(self._erase(self._move(self.images[chosen])), self.one_hot[chosen])
+            yield self._mix(self._augmented(self.images[chosen]), self.one_hot[chosen])
 
     def _uniform(self, *shape: int) -> Tensor:
         return torch.rand(shape, generator=self.generator, device=self.device)
 
-    def _move(self, images: Tensor) -> Tensor:
-        """Shift, flip and normalise uint8 images [B, 28, 28] to float32 [B, 1, 28, 28]."""
-        count, size, shift = len(images), images.shape[-1], self.recipe.shift
-        offsets = torch.randint(0, 2 * shift + 1, (2, count, 1), generator=self.generator, device=self.device)
-        rows, columns = torch.arange(size, device=self.device) + offsets
-        if self.recipe.flip:
-            columns = torch.where(self._uniform(count, 1) < 0.5, columns.flip(1), columns)
-        padded = F.pad(images, (shift,) * 4)
-        which = torch.arange(count, device=self.device)[:, None, None]
-        return self.table[padded[which, rows[:, :, None], columns[:, None, :]].long()][:, None]
-
-    def _erase(self, x: Tensor) -> Tensor:
-        count, size = len(x), x.shape[-1]
-        extent = 4 + 10 * self._uniform(2, count, 1)
-        start = self._uniform(2, count, 1) * size - extent / 2
-        position = torch.arange(size, device=self.device)
-        rows, columns = (position >= start) & (position < start + extent)
-        chosen = self._uniform(count, 1) < self.recipe.erase
-        mask = (rows & chosen)[:, None, :, None] & columns[:, None, None, :]
-        return x.masked_fill(mask, 0.0)
+    def _augmented(self, images: Tensor) -> Tensor:
+        """Shift, flip, normalise and erase uint8 images [B, 28, 28] to float32 [B, 1, 28, 28]."""
+        recipe = self.recipe
+        x = self.table[shift_and_flip(images, recipe.shift, recipe.flip, self.generator).long()]
+        return x.masked_fill(erased(len(x), x.shape[-1], recipe.erase, self.generator), 0.0)[:, None]
 
     def _mix(self, x: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         if not self.recipe.mixup:

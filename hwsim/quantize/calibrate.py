@@ -11,7 +11,7 @@ from __future__ import annotations
 import difflib
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import numpy as np
@@ -22,6 +22,7 @@ from golden.errors import HwsimError
 from hwsim.execute.parallel import batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, Operation, check_activation
+from hwsim.quantize.q_vit import fit_irm
 from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
 from hwsim.quantize.quantizers.protocol import Grid, Observer
 from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
@@ -52,6 +53,11 @@ class Calibration:
         wide codes.
     images : int
         Calibration images seen.
+    tried : int
+        Candidates that the search of a `PairSearch` tried: in each group of values with parameters of its own, all
+        operands together.
+    reconstructed : dict of str to (float, float)
+        Error of each block before and behind its reconstruction, see `hwsim.quantize.reconstruct.learn`.
     """
 
     graph: FloatGraph
@@ -60,6 +66,8 @@ class Calibration:
     weights: dict[str, QuantizedWeight]
     ranges: dict[str, tuple[float, float]]
     images: int
+    tried: int = 0
+    reconstructed: dict[str, tuple[float, float]] = field(default_factory=dict)
 
     def grid(self, name: str) -> Grid | None:
         """Grid of the codes at a node, through data movement; None where the values are floats."""
@@ -93,8 +101,9 @@ def calibrate(
     device: str = "cpu",
     progress: Callable[[int], None] | None = None,
     layers: Callable[[int], None] | None = None,
+    iterations: Callable[[int], None] | None = None,
 ) -> Calibration:
-    """Find the grid of every point.
+    """Find the grid of every point, and reconstruct the blocks if the recipe says so.
 
     Parameters
     ----------
@@ -108,12 +117,14 @@ def calibrate(
         Called with the number of images after each batch.
     layers : callable, optional
         Called with the number of layers whose scales a search has found, see `hwsim.quantize.search`.
+    iterations : callable, optional
+        Called with the number of iterations of a reconstruction, see `hwsim.quantize.reconstruct`.
 
     Raises
     ------
     HwsimError
         No images, images of the wrong size, or an activation that is not finite; of a search, also
-        weights that are all zero and gradients that are not finite.
+        weights that are all zero and gradients that are not finite; of a reconstruction see `reconstruct`.
 
     Warns
     -----
@@ -122,7 +133,26 @@ def calibrate(
     """
     if not len(images):
         raise HwsimError(f"{graph.name}: calibration needs at least one image")
+    if recipe.irm:
+        graph = fit_irm(graph, images, batch=recipe.calibration_batch, device=device)
     _check_roles(graph, recipe)
+    found = _search(graph, images[: recipe.search_images or None], recipe, device, progress, layers)
+    if recipe.reconstruct is None:
+        return found
+    from hwsim.quantize.reconstruct.learn import reconstruct
+
+    return reconstruct(found, images, recipe.reconstruct, device=device, progress=iterations)
+
+
+def _search(
+    graph: FloatGraph,
+    images: np.ndarray,
+    recipe: Recipe,
+    device: str,
+    progress: Callable[[int], None] | None,
+    layers: Callable[[int], None] | None,
+) -> Calibration:
+    """Grids and weights by observers and searches."""
     if isinstance(recipe.search, PairSearch | PercentileSearch):
         return _calibrate_layers(graph, images, recipe, device, progress, layers)
     interpreter = Interpreter(graph, device)
@@ -212,7 +242,7 @@ def _calibrate_layers(
             progress(len(images[part]))
     ranges = {name: _ends(observer.grid(torch.empty(0))) for name, observer in carried.items()}
     grids = found.grids | {name: observer.grid(last[name]) for name, observer in others.items()}
-    return Calibration(found.graph, recipe, grids, found.weights, ranges, len(images))
+    return Calibration(found.graph, recipe, grids, found.weights, ranges, len(images), sum(found.tried.values()))
 
 
 def _warn_of_constant(graph: FloatGraph, node: FloatNode, value: Tensor) -> None:

@@ -58,7 +58,12 @@ class FakeQuantNetwork:
                     assert isinstance(scores, UniformGrid)
                     self._operations[node.name] = partial(_log_int_softmax, scores, attention)
 
-    def run(self, images: np.ndarray, codes: dict[str, np.ndarray] | None = None) -> np.ndarray:
+    def run(
+        self,
+        images: np.ndarray,
+        codes: dict[str, np.ndarray] | None = None,
+        observe: Callable[[FloatNode, Tensor], None] | None = None,
+    ) -> np.ndarray:
         """Logits, float32 [N, classes], of a batch of uint8 images.
 
         Parameters
@@ -66,12 +71,16 @@ class FakeQuantNetwork:
         images : ndarray of uint8 [N, H, W, C]
         codes : dict, optional
             Filled with the codes of every point, int64 arrays by node name.
+        observe : callable, optional
+            Called with every node and its value in front of the quantizer.
         """
         generator = torch.Generator(self.interpreter.device).manual_seed(self.seed)
 
         def quantize(node: FloatNode, value: Tensor) -> Tensor:
             if self.noise and node.operation == "add":
                 value = value + self.noise * value * torch.randn(value.shape, generator=generator, device=value.device)
+            if observe is not None:
+                observe(node, value)
             grid = self.calibration.grids.get(node.name)
             if grid is None:
                 return value

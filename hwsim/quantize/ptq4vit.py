@@ -106,7 +106,7 @@ def _recipe(
     weight, activation, attention = parse_bits(bits)
     released = search.as_released
     uniform, by_head = Uniform(activation, symmetric=True), Uniform(activation, symmetric=True, heads=True)
-    points: dict[str, Quantizer] = dict.fromkeys(("norm", "context", "feature", "gelu"), uniform)
+    points: dict[str, Quantizer] = dict.fromkeys(("norm", "pooled", "context", "feature", "gelu"), uniform)
     points |= dict.fromkeys(("query", "key", "value"), by_head)
     points["attention"] = Uniform(attention, symmetric=True, heads=released)
     if twin_softmax:

@@ -13,8 +13,12 @@ from hwsim.quantize.quantizers.log2 import Log2
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.protocol import Quantizer
 from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.reconstruct.settings import Reconstruction
 from hwsim.quantize.search.settings import PairSearch, PercentileSearch, ScaleSearch
 from hwsim.quantize.weights import SymmetricWeights, WeightQuantizer
+
+# Address bits of the largest lookup table.
+WIDEST_TABLE = 16
 
 
 @dataclass(frozen=True)
@@ -28,6 +32,8 @@ class Lowering:
         the table are a step off at 10 bits, 0.5 % at 12.
     carrier_bits, score_bits : int
         Codes of the points that a recipe leaves in float; of them the scores.
+    irm_bits : int
+        Codes of queries and keys in front of Q-ViT's IRM.
     multiplier_bits : int
         Dyadic multipliers.
     exponential_fraction_bits : int
@@ -36,23 +42,44 @@ class Lowering:
         Fixed-point probabilities before a uniform or AdaLog attention quantizer.
     mantissa_bits, radicand_bits, gamma_bits : int
         LayerNorm: reciprocal square root and gamma.
+    bias_fraction_bits : int or None
+        Bits of the biases of linear layers below a step of input times a step of weight, at most so many that the
+        weights take 8 bits with them. None is as many for Q-ViT, whose steps are coarse, and 0 for the others.
     accumulator_bits : int or None
         Accumulators of the linear layers; None takes the narrowest that is proven.
     overflow : {"prove", "wrap", "saturate"}
         What a narrower accumulator does.
+
+    Raises
+    ------
+    HwsimError
+        `irm_bits`, `bias_fraction_bits` or `hidden_bits` out of range; the specs refuse the others.
     """
 
     hidden_bits: int = 12
     carrier_bits: int = 16
     score_bits: int = 12
+    irm_bits: int = 12
     multiplier_bits: int = 16
     exponential_fraction_bits: int = 20
     probability_bits: int = 16
     mantissa_bits: int = 12
     radicand_bits: int = 16
     gamma_bits: int = 12
+    bias_fraction_bits: int | None = None
     accumulator_bits: int | None = None
     overflow: str = "prove"
+
+    def __post_init__(self) -> None:
+        for name, low, high in (("irm_bits", 2, 16), ("bias_fraction_bits", 0, 16)):
+            value = getattr(self, name)
+            if value is not None and not low <= value <= high:
+                raise HwsimError(f"{name} must be an integer between {low} and {high}, not {value}")
+        if not 1 <= self.hidden_bits <= WIDEST_TABLE:
+            raise HwsimError(
+                f"hidden_bits {self.hidden_bits}: GELU's table has 2**hidden_bits entries, which is too wide for its "
+                f"memory; take 1 to {WIDEST_TABLE}"
+            )
 
 
 @dataclass(frozen=True)
@@ -82,6 +109,13 @@ class Recipe:
     reparameterize : bool
         LayerNorm outputs have a grid a channel that goes into the parameters, see
         `hwsim.quantize.reparameterize`; of the latter two searches.
+    irm : bool
+        Queries and keys pass Q-ViT's Information Rectification Module, which calibration puts into the graph, see
+        `hwsim.quantize.q_vit`.
+    search_images : int
+        The calibration images that observers and search see are the first so many; 0 takes all.
+    reconstruct : Reconstruction, optional
+        Behind the search: rounding of weights and steps of activations are learned block by block.
 
     Raises
     ------
@@ -99,6 +133,9 @@ class Recipe:
     lowering: Lowering = field(default_factory=Lowering)
     search: ScaleSearch | PairSearch | PercentileSearch | None = None
     reparameterize: bool = False
+    irm: bool = False
+    search_images: int = 0
+    reconstruct: Reconstruction | None = None
 
     def __post_init__(self) -> None:
         for role in (*self.points, *self.weights_at):
@@ -139,6 +176,7 @@ UNIFORM_ROLES = (
     "embed",
     "position",
     "norm",
+    "pooled",
     "qkv",
     "scores",
     "table",

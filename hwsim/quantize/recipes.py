@@ -11,6 +11,7 @@ from hwsim.quantize.adalog import (
     component_table,
     gelu_table,
     main_table,
+    reconstruction_table,
     repq_vit,
     search_table,
 )
@@ -51,5 +52,6 @@ TABLES: dict[str, Callable[[int], dict[str, Recipe]]] = {
     "adalog-searches": search_table,
     "adalog-attention": attention_table,
     "adalog-gelu": gelu_table,
+    "adalog-reconstruction": reconstruction_table,
     "widths": width_table,
 }

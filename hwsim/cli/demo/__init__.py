@@ -13,6 +13,7 @@ import click
 
 from hwsim.cli.calibrate import calibrated
 from hwsim.cli.demo import display
+from hwsim.cli.device import backends_on, program_device_option
 from hwsim.cli.display import progress
 from hwsim.cli.source import BUILD, EMBEDDED, calibration_source, evaluation_images
 
@@ -50,7 +51,10 @@ LAYERNORM_IMAGES = 4
 )
 @click.option("--lanes", type=click.IntRange(1), default=1, show_default=True, help="Elements a beat of the units.")
 @click.option("--unit", "units", multiple=True, help="Only this kind of unit in hardware; may be repeated.")
-def demo_command(output: Path, images: int | None, cosim_images: int, lanes: int, units: tuple[str, ...]) -> None:
+@program_device_option
+def demo_command(
+    output: Path, images: int | None, cosim_images: int, lanes: int, units: tuple[str, ...], device: str
+) -> None:
     """Run the main job on the embedded network and report it.
 
     Calibrates at 8/8/4 and 8/8/8, and with AdaLog attention; measures float, fake-quantized and
@@ -58,14 +62,20 @@ def demo_command(output: Path, images: int | None, cosim_images: int, lanes: int
     the units through their Verilog, at full rate and with random stalls; draws plots and writes a
     report of one HTML page. The exit status is 1 when any integer differs.
     """
-    result = run_demo(output, images=images, cosim_images=cosim_images, lanes=lanes, units=units)
+    result = run_demo(output, images=images, cosim_images=cosim_images, lanes=lanes, units=units, device=device)
     if result.mismatches:
         click.echo(f"FAILED: {result.mismatches:,} integers differ", err=True)
         sys.exit(1)
 
 
 def run_demo(
-    output: Path, *, images: int | None, cosim_images: int, lanes: int, units: tuple[str, ...] = ()
+    output: Path,
+    *,
+    images: int | None,
+    cosim_images: int,
+    lanes: int,
+    units: tuple[str, ...] = (),
+    device: str = "cpu",
 ) -> DemoResult:
     """The demo: prints each part when it is there, writes all files, and gives everything as data.
 
@@ -78,6 +88,8 @@ def run_demo(
     cosim_images, lanes : int
     units : tuple of str
         Kinds of units in hardware; none takes all.
+    device : str
+        Where the accuracy of the programs is measured; a GPU's executor is compared with the reference too.
 
     Raises
     ------
@@ -99,6 +111,7 @@ def run_demo(
 
     for unit in units:
         catalog.entry(unit)
+    backends = backends_on(device)
     seconds: dict[str, float] = {}
 
     @contextmanager
@@ -136,15 +149,17 @@ def run_demo(
         accuracies = []
         for bits in ("8/8/4", "8/8/8"):
             with progress(f"integer and fake-quantized {bits}", 2 * len(chosen.images)) as done:
-                accuracies.append(software.measure_accuracy(bits, *quantized[bits], reference, chosen, done))
+                accuracies.append(software.measure_accuracy(bits, *quantized[bits], reference, chosen, done, backends))
     display.show_accuracy(accuracies)
 
     with step("executors"):
         executors = []
-        with progress("reference against numba", len(quantized)) as done:
+        compared = dict.fromkeys(("numba", *backends))
+        with progress("reference against the executors", len(quantized) * len(compared)) as done:
             for _, program in quantized.values():
-                executors.append(software.compare_executors(program, tests.images[:EXECUTOR_IMAGES]))
-                done(1)
+                for backend in compared:
+                    executors.append(software.compare_executors(program, tests.images[:EXECUTOR_IMAGES], backend))
+                    done(1)
     display.show_executors(executors)
 
     with step("audit"):

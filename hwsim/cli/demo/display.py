@@ -33,10 +33,10 @@ def show_accuracy(accuracies: Sequence[Accuracy]) -> None:
 
 
 def show_executors(agreements: Sequence[ExecutorAgreement]) -> None:
-    """Reference against numba."""
-    columns = ("recipe", "images", "points of the graph", "integers compared", "mismatches")
-    rows = [(item.recipe, item.images, item.points, item.values, item.mismatches) for item in agreements]
-    table(columns, rows, title="Reference executor against numba, to the last bit")
+    """Reference against the other executors."""
+    columns = ("recipe", "executor", "images", "points of the graph", "integers compared", "mismatches")
+    rows = [(item.recipe, item.executor, item.images, item.points, item.values, item.mismatches) for item in agreements]
+    table(columns, rows, title="Executors against the reference, to the last bit")
     for item in agreements:
         if item.first_mismatch is not None:
             click.echo(f"  {item.recipe}: {item.first_mismatch}")

@@ -15,6 +15,7 @@ from golden.vectors import UnitVectors, write_hex, write_vectors
 from hwsim.dump import dump_vectors
 from hwsim.program import Program
 from hwsim.report import RtlLayer, RtlRun, RtlUnit
+from hwsim.unit_vectors import unit_kinds, unit_vectors
 from rtl import catalog, verilog
 from sim_tests.cosim import CosimResult, cosimulate
 
@@ -46,9 +47,10 @@ def hardware_vectors(
     found: dict[str, list[UnitVectors]] = {}
     for program in programs:
         fresh: dict[str, list[UnitVectors]] = {}
-        nodes = [node for node in program.nodes if node.spec.kind in catalog.UNITS and node.spec.kind not in found]
-        for vectors in dump_vectors(program, images, range(count), nodes) if nodes else []:
-            if vectors.spec.kind in catalog.UNITS:
+        missing = catalog.UNITS.keys() - found
+        nodes = [node for node in program.nodes if missing & {*unit_kinds(node.spec.kind)}]
+        for vectors in unit_vectors(dump_vectors(program, images, range(count), nodes)) if nodes else []:
+            if vectors.spec.kind in missing:
                 fresh.setdefault(vectors.spec.kind, []).append(vectors)
         found |= fresh
     for unit in units:

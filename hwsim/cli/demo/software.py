@@ -10,6 +10,7 @@ import numpy as np
 from golden import published
 from golden.errors import HwsimError
 from hwsim.audit import audit
+from hwsim.cli.device import predictor
 from hwsim.data import ImageSet
 from hwsim.execute import Executor, top1
 from hwsim.execute.parallel import map_batches
@@ -36,16 +37,22 @@ ERROR_EDGES = np.linspace(-2, 2, 201)
 
 
 def measure_accuracy(
-    bits: str, calibration: Calibration, program: Program, reference: np.ndarray, chosen: ImageSet, progress: Advance
+    bits: str,
+    calibration: Calibration,
+    program: Program,
+    reference: np.ndarray,
+    chosen: ImageSet,
+    progress: Advance,
+    backends: tuple[str, ...] = ("numba",),
 ) -> Accuracy:
     """Top-1 of the fake-quantized network and of the integer program, beside that of the float logits `reference`."""
     if chosen.labels is None:
         raise HwsimError("accuracy needs labelled images")
-    executor = Executor(program)
-    executor.predict(chosen.images[:1])  # compiles the kernels, so that the rate below is that of running
-    start = time.perf_counter()
-    integer = executor.predict(chosen.images, progress=progress)
-    seconds = time.perf_counter() - start
+    with predictor(program, backends) as executor:
+        executor.prepare(len(chosen.images))
+        start = time.perf_counter()
+        integer = executor.predict(chosen.images, progress=progress)
+        seconds = time.perf_counter() - start
     fake = FakeQuantNetwork(calibration).predict(chosen.images, batch=FAKE_QUANT_BATCH, progress=progress)
     return Accuracy(
         recipe=program.recipe,
@@ -59,10 +66,10 @@ def measure_accuracy(
     )
 
 
-def compare_executors(program: Program, images: np.ndarray) -> ExecutorAgreement:
-    """Every value of every point by the reference and by numba."""
+def compare_executors(program: Program, images: np.ndarray, backend: str = "numba") -> ExecutorAgreement:
+    """Every value of every point by the reference and by another executor."""
     _, expected = Executor(program, "reference").run(images, keep=None)
-    _, got = Executor(program, "numba").run(images, keep=None)
+    _, got = Executor(program, backend).run(images, keep=None)
     mismatches, first = 0, None
     for node in program.nodes:
         differs = np.argwhere(expected[node.name] != got[node.name])
@@ -74,7 +81,7 @@ def compare_executors(program: Program, images: np.ndarray) -> ExecutorAgreement
                 f"expected {expected[node.name][image, *index]}, got {got[node.name][image, *index]}"
             )
     values = sum(array.size for array in expected.values())
-    return ExecutorAgreement(program.recipe, len(images), len(program.nodes), values, mismatches, first)
+    return ExecutorAgreement(program.recipe, len(images), len(program.nodes), values, mismatches, first, backend)
 
 
 def summarize_audit(calibration: Calibration, program: Program, images: np.ndarray, progress: Advance) -> AuditSummary:

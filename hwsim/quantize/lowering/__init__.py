@@ -19,6 +19,7 @@ from hwsim.program import Program
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.lowering import movement, products, rows, tables, windows
 from hwsim.quantize.lowering.builder import ProgramBuilder
+from hwsim.quantize.lowering.projections import split_projections
 
 LOWERINGS: dict[str, Callable[[ProgramBuilder, FloatNode], None]] = {
     "image": tables.lower_image,
@@ -54,8 +55,8 @@ def lower(calibration: Calibration) -> Program:
         A ratio of scales out of reach of the multiplier width, an accumulator that could
         overflow at the width of the recipe, or an operation without an integer form.
     """
-    builder = ProgramBuilder(calibration)
-    for node in calibration.graph.nodes:
+    builder = ProgramBuilder(split_projections(calibration))
+    for node in builder.graph.nodes:
         if node.operation not in LOWERINGS:
             raise HwsimError(f"{node.name}: a {node.operation} has no integer form in this package")
         LOWERINGS[node.operation](builder, node)

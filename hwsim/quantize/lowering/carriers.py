@@ -17,6 +17,7 @@ import torch
 from golden.log_softmax import EXP_LN2
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.lowering.masks import octave_and_room
+from hwsim.quantize.q_vit import irm_nodes
 from hwsim.quantize.quantizers.protocol import Grid
 from hwsim.quantize.quantizers.uniform import UniformGrid, asymmetric_grid
 
@@ -32,10 +33,11 @@ def carrier_grids(calibration: Calibration) -> dict[str, Grid]:
     graph, widths = calibration.graph, calibration.recipe.lowering
     special = {"hidden": widths.hidden_bits, **dict.fromkeys(SCORES, widths.score_bits)}
     masked = {node.inputs[0] for node in graph.nodes if node.operation == "shift_mask"}
+    rectified = {graph.source(graph[name].inputs[0]).name for name in irm_nodes(graph)}
     grids: dict[str, UniformGrid] = {}
     for name, observed in calibration.ranges.items():
         low, high = _with_margin(*observed)
-        bits = special.get(graph[name].role, widths.carrier_bits)
+        bits = widths.irm_bits if name in rectified else special.get(graph[name].role, widths.carrier_bits)
         if graph[name].operation == "layernorm":
             bits = min(bits, widths.gamma_bits)  # finer codes than gamma would say nothing more
         new = _score_grid if graph[name].role in SCORES else _uniform
@@ -49,6 +51,9 @@ def carrier_grids(calibration: Calibration) -> dict[str, Grid]:
             output: Grid = {**grids, **calibration.grids}[node.name]
             observed = calibration.ranges[node.inputs[0]]
             grids[node.inputs[0]] = gelu_input_grid(*observed, output, widths.hidden_bits)
+        if node.operation == "concat" and {node.name, node.inputs[1]} <= grids.keys():
+            # The sequence is part of the whole; on one grid it needs no table of 2^carrier_bits entries to get there.
+            grids[node.inputs[1]] = grids[node.name]
     return dict(grids)
 
 

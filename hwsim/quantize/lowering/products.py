@@ -14,6 +14,9 @@ from hwsim.networks.graph import FloatNode
 from hwsim.quantize.lowering.builder import ChannelGrid, ProgramBuilder
 from hwsim.quantize.quantizers.uniform import HeadGrid, UniformGrid
 
+# Weights shifted by the fraction bits of the bias stay bytes, for which processors have products.
+WIDEST_SHIFTED = 8
+
 
 def lower_linear(builder: ProgramBuilder, node: FloatNode) -> None:
     """Constant weights; the bias holds the correction for the input's zero point."""
@@ -23,11 +26,12 @@ def lower_linear(builder: ProgramBuilder, node: FloatNode) -> None:
         return
     incoming, outgoing = builder.uniform(node.inputs[0]), builder.linear_output(node)
     weight = builder.calibration.weights[node.name]
-    unit = incoming.scale * weight.scale
+    fraction = max(0, min(builder.widths.bias_fraction_bits or 0, WIDEST_SHIFTED - weight.bits))
+    unit = np.ldexp(incoming.scale * weight.scale, -fraction)
     outputs, inputs = weight.codes.shape
     offset = outgoing.offset * outgoing.scale if isinstance(outgoing, ChannelGrid) else 0.0
     bias = np.rint((node.parameters["bias"].astype(np.float64) + offset) / unit).astype(np.int64)
-    bias -= incoming.zero_point * weight.centred.sum(axis=1)
+    bias -= (incoming.zero_point * weight.centred.sum(axis=1)) << fraction
     requantize, constants = builder.requantizer(node.name, unit / outgoing.scales(outputs), outgoing)
     if weight.zero_point is not None:
         constants["zero_weight"] = weight.zero_point
@@ -38,6 +42,7 @@ def lower_linear(builder: ProgramBuilder, node: FloatNode) -> None:
         input_bits=incoming.bits,
         weight_bits=weight.bits,
         bias_bits=signed_bits(int(bias.min()), int(bias.max())),
+        bias_fraction_bits=fraction,
         overflow=builder.widths.overflow,
         requantize=requantize,
     )

@@ -43,9 +43,12 @@ def lower_constant(builder: ProgramBuilder, node: FloatNode) -> None:
 
 
 def lower_concat(builder: ProgramBuilder, node: FloatNode) -> None:
-    """Class token and sequence, the latter moved to the grid of the whole."""
+    """Class token and sequence, the latter moved to the grid of the whole where it is on another."""
     token, sequence = node.inputs
     incoming, outgoing = builder.uniform(sequence), builder.uniform(node.name)
+    if incoming == outgoing:
+        builder.emit(node.name, ConcatSpec(bits=outgoing.bits), node.inputs)
+        return
     values = incoming.values(torch.arange(incoming.highest + 1, dtype=torch.float32))
     regrid = f"{node.name}.{sequence.rpartition('.')[0] or sequence}"
     spec = LookupSpec(input_bits=incoming.bits, output_bits=outgoing.bits)

@@ -1,0 +1,225 @@
+"""The commands `hwsim train` and `hwsim qat-ablation`: a kill, two processes, bad options, many runs."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from safetensors.numpy import load_file
+
+from golden.errors import HwsimError
+from hwsim.cli import cli
+from hwsim.networks.embedded import load_calibration_set
+from hwsim.networks.fashion_mnist import IDX_NAMES
+from hwsim.networks.load import load_network
+from hwsim.program import load_program
+from hwsim.qat.ablation import Ablation, Run, frame, markdown, runs
+from hwsim.qat.measure import Accuracy
+from hwsim.qat.settings import TrainingSettings
+
+SETTINGS = TrainingSettings(epochs=2, batch=8)
+
+
+@pytest.fixture(scope="module")
+def fashion(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder like the published one: 32 training and 8 test images."""
+    folder = tmp_path_factory.mktemp("fashion-mnist")
+    found = load_calibration_set()
+    assert found.labels is not None
+    images, labels = found.images[..., 0], found.labels
+    for name, array in zip(IDX_NAMES, (images[:32], labels[:32], images[-8:], labels[-8:]), strict=True):
+        head = b"\0\0\x08" + bytes([array.ndim]) + struct.pack(f">{array.ndim}I", *array.shape)
+        (folder / f"{name}.gz").write_bytes(gzip.compress(head + array.tobytes()))
+    return folder
+
+
+def command(data: Path, output: Path, *more: str) -> list[str]:
+    options = {"--data": data, "--bits": 2, "--batch": 8, "--epochs": 2, "--calibration-images": 16, "--on-images": 40}
+    flat = [str(part) for pair in options.items() for part in pair]
+    return ["train", "embedded", *flat, "--device", "cpu", "-o", str(output), *more]
+
+
+def invoke(*arguments: str) -> str:
+    result = CliRunner().invoke(cli, arguments)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_killed_command_goes_on_to_the_same_bits(fashion: Path, tmp_path: Path) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    output = invoke(*command(fashion, whole))
+    assert "top-1 on 40 images: float" in output and "fake-quantized" in output and "integer" in output
+    result = json.loads((whole / "result.json").read_text())
+    assert result["images"] == 40 and 0 <= result["integer_top1"] <= 100
+    assert load_program(whole / "program.safetensors").recipe == "q-vit 2/2/2"
+
+    arguments = [sys.executable, "-m", "hwsim", *command(fashion, cut, "--checkpoint-every", "1")]
+    process = subprocess.Popen(arguments, stderr=subprocess.PIPE)
+    while not (cut / "checkpoint.safetensors").exists():
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    assert not (cut / "trained.safetensors").exists()
+    invoke(*command(fashion, cut, "--resume"))
+    for name in ("trained.safetensors", "program.safetensors", "result.json"):
+        assert (cut / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_two_processes_train_as_one(fashion: Path, tmp_path: Path) -> None:
+    """Shares of every batch, averaged gradients: but for the order of the sums the same as in one process."""
+    options = ("--epochs", "1", "--no-irm", "--on-images", "1")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    both = tmp_path / "both"
+    started = [
+        subprocess.Popen(
+            [sys.executable, "-m", "hwsim", *command(fashion, both, *options)],
+            env={
+                **os.environ,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": "2",
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+            },
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for rank in (0, 1)
+    ]
+    written = [process.communicate(timeout=200) for process in started]
+    assert [process.returncode for process in started] == [0, 0], written
+    assert "trained:" in written[0][0].decode() and not written[1][0]  # the first one alone writes
+    alone = tmp_path / "alone"
+    invoke(*command(fashion, alone, *options))
+    other = tmp_path / "other"
+    invoke(*command(fashion, other, *options, "--seed", "1"))
+    start = {
+        f"{node.name}:{name}": array
+        for node in load_network("embedded").nodes
+        for name, array in node.parameters.items()
+    }
+    found = {folder: load_file(folder / "trained.safetensors") for folder in (both, alone, other)}
+
+    def distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
+        return sum(float(np.abs(first[key] - second[key]).sum(dtype=np.float64)) for key in start)
+
+    # As a share of the way from the float network. A seed of its own, and so other batches, goes another way.
+    way = distance(found[alone], start)
+    assert distance(found[both], found[alone]) < 0.02 * way
+    assert distance(found[other], found[alone]) > 0.4 * way
+    rows = [(folder / "log.csv").read_text().splitlines()[1].split(",")[1:5] for folder in (both, alone)]
+    np.testing.assert_allclose(*[[float(value) for value in row] for row in rows], rtol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--batch", "1"), "batch must be 2 or more"),
+        (("--batch", "33"), "a batch of 33 is larger than the 32 training images; lower --batch"),
+        (("--epochs", "0"), "epochs must be 1 or more"),
+        (("--bits", "1"), "must have between 2 and 8 bits"),
+        (("--recipe", "adalog"), "training takes"),
+        (("--recipe", "fq-vit", "--irm"), "recipe fq-vit has no irm"),
+        (("--augment", "rotate"), "'rotate' is not one of"),
+        (("--device", "gpu"), "device 'gpu': cannot be used"),
+        (("--resume",), "there is no checkpoint to resume; leave --resume out"),
+    ],
+)
+def test_bad_options(more: tuple[str, ...], message: str, fashion: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(cli, command(fashion, tmp_path / "out", *more))
+    assert isinstance(result.exception, HwsimError)
+    assert message in str(result.exception)
+    assert not (tmp_path / "out").exists()
+
+
+# --- many runs
+
+
+def test_runs_of_an_ablation() -> None:
+    chosen = runs("embedded,embedded-swin", "4, 2", "baseline,irm+dgd", "0,1,2")
+    assert len(chosen) == len({run.label for run in chosen}) == 24
+    assert Run("embedded-swin", "2", "irm+dgd", 1) in chosen
+    for arguments in (
+        ("tiny", "4", "irm", "0"),
+        ("embedded", "9", "irm", "0"),
+        ("embedded", "4", "drm", "0"),
+        ("embedded", "4", "irm", "x"),
+    ):
+        with pytest.raises(HwsimError, match="ablation: the"):
+            runs(*arguments)
+
+
+def ablation_in(folder: Path, **changes: Any) -> Ablation:
+    values: dict[str, Any] = {
+        "settings": SETTINGS,
+        "device": "cpu",
+        "speed": "none",
+        "data": None,
+        "images": None,
+        "calibration_images": 8,
+        "on_images": None,
+    }
+    return Ablation(folder, **{**values, **changes})
+
+
+def test_table_of_an_ablation(tmp_path: Path) -> None:
+    chosen = runs("embedded", "4,2", "baseline,irm", "0,1,2")
+    ablation = ablation_in(tmp_path)
+    with pytest.raises(HwsimError, match="no run is done"):
+        frame(ablation, chosen)
+    for run, (fake, integer) in zip(
+        [Run("embedded", "2", "irm", seed) for seed in (0, 1, 2)],
+        ((90.0, 89.5), (91.0, 91.0), (92.0, None)),
+        strict=True,
+    ):
+        Accuracy(100, 94.0, fake, integer).save(ablation.folder_of(run))
+    Accuracy(100, 94.0, 80.0).save(ablation.folder_of(Run("embedded", "4", "baseline", 2)))
+    results = frame(ablation, chosen)
+    assert len(results.runs) == 4
+    row = results.table.set_index(["bits", "parts"]).loc[(2, "irm")]
+    assert (row["seeds"], row["fake-quantized"], row["spread"], row["below float"]) == (3, 91.0, 1.0, 3.0)
+    assert (row["integer"], row["integer below fake-quantized"]) == (90.25, 0.25)
+    text = markdown(results.table)
+    assert "| embedded | 2 | irm | 3 | 94.00 | 91.00 | 1.00 | 90.25 |" in text
+    assert "| embedded | 4 | baseline | 1 | 94.00 | 80.00 |  |  |  | 14.00 |  |" in text
+    (ablation.folder_of(chosen[0]) / "result.json").parent.mkdir(exist_ok=True)
+    (ablation.folder_of(chosen[0]) / "result.json").write_text("{")
+    with pytest.raises(HwsimError, match=r"result\.json: damaged"):
+        frame(ablation, chosen)
+
+
+def test_runs_are_not_repeated_and_not_mixed(fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    options = [
+        *("qat-ablation", "--widths", "2", "--seeds", "0", "--parts", "irm", "--epochs", "1", "--batch", "8"),
+        *("--calibration-images", "8", "--on-images", "20", "--device", "cpu", "--data", str(fashion)),
+        *("-o", str(tmp_path)),
+    ]
+    output = invoke(*options)
+    assert "Ablation of Q-ViT" in output and "embedded-2bit-irm-seed0: done" in output
+    folder = tmp_path / "embedded-2bit-irm-seed0"
+    assert Accuracy.load(folder) is not None and (folder / "program.safetensors").exists()
+    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(
+        "concurrent.futures.ProcessPoolExecutor.submit", lambda *arguments: pytest.fail("trained again")
+    )
+    assert "done" not in invoke(*options)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == written
+    result = CliRunner().invoke(cli, [*options, "--lr", "1e-3"])
+    assert "its runs have learning rate 0.0002, not 0.001; give another folder" in str(result.exception)
