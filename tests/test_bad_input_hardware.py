@@ -1,3 +1,4 @@
+# amaranth: UnusedElaboratable=no
 """Hardware that cannot be had: one clear sentence each, naming the field or tool and the remedy, and no file left."""
 
 from __future__ import annotations

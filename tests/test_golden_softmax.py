@@ -92,10 +92,17 @@ def test_log_softmax_equals_python_integers(scale, bits, n, beyond, scores):
     st.integers(0, 30),
     st.lists(st.integers(0, 255), min_size=1, max_size=20),
 )
+@example(-256, 0, 983551, 1, [0])  # the polynomial is 2**20 at 255 below the maximum
 @example(-10, 50, 100, 8, [255, 250, 246, 245])  # the polynomial is 0 from 3 to 9 below the maximum
 def test_log_softmax_of_any_constants(x0, b, c, n, scores):
     spec = LogSoftmaxSpec(score_bits=8, code_bits=4, fraction_bits=n, row_length=20, polynomial_bits=20)
-    constants = spec.check_constants({"x0": np.array(x0), "b": np.array(b), "c": np.array(c)})
+    constants = {"x0": np.array(x0), "b": np.array(b), "c": np.array(c)}
+    rests = [-(depth % -x0) for depth in range(min(255, n * -x0) + 1)]
+    if max(rest * (rest + b) + c for rest in rests) >= 1 << 20:
+        with pytest.raises(HwsimError, match="the polynomial exceeds 20 bits"):
+            spec.check_constants(constants)
+        return
+    constants = spec.check_constants(constants)
     assert spec.compute(constants, np.array([scores], np.uint8)).tolist() == [codes_of(scores, constants, n, 4)]
 
 
