@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from hwsim.networks.graph import FloatGraph
+from hwsim.program import Program
 
 
 def code_digest(*packages: str) -> str:
@@ -47,4 +48,16 @@ def digest_of(code: str, graph: FloatGraph, arrays: Iterable[np.ndarray]) -> str
     for array in arrays:
         digest.update(f"{array.dtype} {array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()
+
+
+def program_digest(program: Program) -> str:
+    """Digest of all that decides what a program computes: nodes, specs and constants."""
+    digest = hashlib.sha256()
+    for node in program.nodes:
+        digest.update(f"{node.name} {node.spec!r} {node.inputs}".encode())
+        for name in sorted(node.constants):
+            array = node.constants[name]
+            digest.update(f"{name} {array.dtype} {array.shape}".encode())
+            digest.update(np.ascontiguousarray(array).data)
     return digest.hexdigest()

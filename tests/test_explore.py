@@ -34,6 +34,7 @@ from hwsim.networks.embedded import load_calibration_set, load_test_set
 from hwsim.networks.load import load_network
 from hwsim.program import load_program
 from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.shipped import load_shipped
 
 
 def test_spaces_from_text() -> None:
@@ -368,7 +369,17 @@ def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.M
     images, labels = load_test_set().head(50)
     assert labels is not None
     assert table.top1[0] == 100 * (Executor(program).predict(images).argmax(axis=1) == labels).mean()
+    programs = ["--program", "embedded-q-vit-2", "--program", str(folder / "picked" / key / "program.safetensors")]
+    ran = runner.invoke(cli, [*options, *vary, *programs])
+    assert ran.exit_code == 0, ran.output
+    beside = pd.read_parquet(folder / "embedded.parquet")
+    assert beside.program[:2].tolist() == programs[1::2] and beside.id[2:].tolist() == table.id.tolist()
+    shipped = Executor(load_shipped("embedded-q-vit-2")).predict(images).argmax(axis=1)
+    assert beside.top1.tolist() == [100 * (shipped == labels).mean(), table.top1[0], *table.top1]
+    assert beside.cycles[1] == table.cycles[0] and beside.recipe_name[0].startswith("q-vit 2/2/2")
     for wrong, said in (
+        ([*options, "--pick", beside.id[0]], "is the finished program embedded-q-vit-2; for its Verilog: hwsim rtl"),
+        ([options[0], "embedded-swin", *options[1:], *programs], "is a program of embedded .* explore that network"),
         ([*options[:2], "15", *options[3:], "--pick", key], "there is no point|measured with other images"),
         ([*options, "--pick", "0123"], "there is no point 0123"),
         ([*options, *vary, "--against", "luts"], "there is no cost 'luts'; choose among"),

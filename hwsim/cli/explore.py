@@ -15,7 +15,14 @@ from golden.errors import HwsimError
 from hwsim.cli.cost import accelerator_options, parse_accelerator
 from hwsim.cli.device import backends_on, program_device_option
 from hwsim.cli.display import table
-from hwsim.cli.source import BUILD, calibration_source, evaluation_images, network_options, with_options
+from hwsim.cli.source import (
+    BUILD,
+    calibration_source,
+    evaluation_images,
+    network_options,
+    open_program,
+    with_options,
+)
 
 if TYPE_CHECKING:
     from hwsim.cost.accelerator import Accelerator
@@ -129,6 +136,13 @@ def make_bench(
     help='A field of the recipe and its values, such as "weight_bits=4..8", "recipe=fq-vit,ptq4vit", '
     '"point.gelu=uniform:6 twin-gelu:6".',
 )
+@click.option(
+    "--program",
+    "programs",
+    multiple=True,
+    metavar="FILE|NAME",
+    help="A finished program of the network as one point more, such as embedded-q-vit-2.",
+)
 @click.option("--search", "kind", default="grid", show_default=True, help="grid, random or nsga2 (Optuna).")
 @click.option("--points", "count", type=click.IntRange(1), help="Points at most.  [default: the whole grid]")
 @click.option("--search-seed", default=0, show_default=True, type=int, help="Of random and nsga2.")
@@ -141,6 +155,7 @@ def make_bench(
 @click.option("--pick", metavar="ID", help="Write the program and the Verilog of a finished point.")
 def explore_command(
     settings: tuple[str, ...],
+    programs: tuple[str, ...],
     kind: str,
     count: int | None,
     search_seed: int,
@@ -165,14 +180,22 @@ def explore_command(
         return
     from hwsim.explore.search import proposals
     from hwsim.explore.space import parse_space
-    from hwsim.explore.sweep import TOP1, sweep
+    from hwsim.explore.sweep import TOP1, measure_program, sweep
 
-    space = parse_space(settings)
+    # Finished programs alone need no search.
+    space = parse_space(settings) if settings or not programs else None
+    opened = {name: open_program(Path(name)) for name in programs}
     costs = [cost.strip() for cost in against.split(",") if cost.strip()]
-    search = proposals(kind, space, count, search_seed, 1 + len(costs))
     backend = backend_of(ray_address, device)
+    records = []
     with PointsBar(bench.graph.name) as bar:
-        records = sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
+        bar.started(len(opened))
+        for name, program in opened.items():
+            records.append(measure_program(bench, store, name, program, device))
+            bar.done(records[-1])
+        if space is not None:
+            search = proposals(kind, space, count, search_seed, 1 + len(costs))
+            records += sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
     write_results(records, costs, bench, output)
 
 
@@ -353,12 +376,16 @@ def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     from hwsim.cli.hardware import hardware_layers
     from hwsim.cli.rtl import modules, write_unit
     from hwsim.explore.space import recipe_of
+    from hwsim.explore.sweep import PROGRAM
     from hwsim.program import save_program
 
     record = store.read(key)
     if record is None:
         known = len(list(store.folder.glob("*.json")))
         raise HwsimError(f"there is no point {key} in {store.folder} ({known} are there); its id is in the data frame")
+    if PROGRAM in record.point:
+        name = record.point[PROGRAM]
+        raise HwsimError(f"{key} is the finished program {name}; for its Verilog: hwsim rtl UNIT --program {name}")
     recipe = recipe_of(record.point)
     if record.error or store.key(recipe) != key:
         why = record.error or "it was measured with other images, another network or another version"

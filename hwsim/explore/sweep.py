@@ -14,9 +14,13 @@ from hwsim.explore.bench import Bench
 from hwsim.explore.records import Record, Store, pack
 from hwsim.explore.search import Proposals
 from hwsim.explore.space import Point, effective, recipe_of
+from hwsim.identity import program_digest
+from hwsim.program import Program
 from hwsim.quantize.recipe import Recipe
 
 TOP1 = "top1"
+# The only field of a point that is a finished program.
+PROGRAM = "program"
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,50 @@ class Local:
                 yield failed(job, error)
             else:
                 yield finished(job, correct, costs, fake, time.perf_counter() - start)
+
+
+def measure_program(bench: Bench, store: Store, name: str, program: Program, device: str = "cpu") -> Record:
+    """Measure a finished program as a point beside those of recipes; read where the store has it.
+
+    Parameters
+    ----------
+    bench : Bench
+        Its calibration images play no part.
+    store : Store
+    name : str
+        What the point is called: its field ``program``.
+    program : Program
+    device : str
+        See `Local`.
+
+    Raises
+    ------
+    HwsimError
+        The program is of another network or image size, or its record cannot be written.
+    """
+    graph = bench.graph
+    if (program.network, program.image_size) != (graph.name, graph.image_size):
+        raise HwsimError(
+            f"{name} is a program of {program.network} with images of {program.image_size}, the exploration is of "
+            f"{graph.name} with {graph.image_size}; explore that network"
+        )
+    key = store.key(f"program {program_digest(program)}")
+    known = store.read(key)
+    if known is not None:
+        return replace(known, point={PROGRAM: name})
+    start = time.perf_counter()
+    correct, costs = bench.correct(program, slice(None), device), bench.costs(program)
+    record = Record(
+        key,
+        {PROGRAM: name},
+        program.recipe,
+        pack(correct),
+        len(correct),
+        costs=dict(costs),
+        seconds=time.perf_counter() - start,
+    )
+    store.write(record)
+    return record
 
 
 def finished(
