@@ -1,4 +1,4 @@
-"""The shipped accuracies by width: the page shows them, their intervals are Wilson's, and a damaged table is refused."""
+"""The shipped accuracies by width: the page shows them, intervals are Wilson's, and a damaged table is refused."""
 
 import importlib.util
 import math
