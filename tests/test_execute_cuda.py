@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -15,8 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from unit_cases import MAKERS
+from unit_cases_more import MORE_MAKERS
 
 from golden.errors import HwsimError
+from golden.linear import LinearSpec
+from golden.matmul import MatmulSpec
+from golden.requantize import RequantizeSpec
 from golden.spec import IntFormat
 from hwsim.cli import cli
 from hwsim.execute import Executor
@@ -32,7 +38,7 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-@pytest.mark.parametrize(("what", "seeds"), [("units", (0, 2)), ("programs", (40, 45))])
+@pytest.mark.parametrize(("what", "seeds"), [("units", (0, 2)), ("programs", (40, 45)), ("corners", (0, 1))])
 def test_kernels_in_the_interpreter_give_the_codes_of_the_reference(what: str, seeds: tuple[int, int]) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     result = subprocess.run(
@@ -50,6 +56,80 @@ def test_every_kind_of_unit_has_an_operation() -> None:
 
     # Sums alone are a unit of hardware; no program has them.
     assert set(spec_kinds()) - {"log_sqrt2_sums"} <= set(UNITS)
+    # The comparison of units knows them all.
+    rng = np.random.default_rng(0)
+    made = {make(rng)[0].kind for make in (MAKERS | MORE_MAKERS).values()}
+    assert made == set(spec_kinds()) - {"log_sqrt2_sums"}
+
+
+@needs_triton
+@pytest.mark.parametrize("inner", [1 << 17, (1 << 17) - 1])
+def test_sums_that_a_tensor_core_may_saturate_are_computed_in_64_bits(inner: int) -> None:
+    """One digit's sum has 32 bits for 2^17 - 1 products at most, also where the unit wraps at 32 bits."""
+    torch = pytest.importorskip("torch")
+    from hwsim.execute.cuda.product_units import Setting, linear, matmul
+
+    setting = Setting(torch.device("cpu"))
+    requantize = RequantizeSpec(
+        input=IntFormat(32, signed=True), output_bits=8, multiplier_bits=8, shift_bits=6, channels=1
+    )
+    constants = {
+        "multiplier": np.array([1]),
+        "shift": np.array([8]),
+        "zero_point": np.array(0),
+        "zero_a": np.array(0),
+        "zero_b": np.array(0),
+        "weight": np.full((1, inner), -128),
+        "bias": np.zeros(1, np.int64),
+    }
+    for overflow in ("wrap", "prove"):
+        # No more bits than the accumulator has, where that has to be proven.
+        common = {"overflow": overflow, "requantize": requantize}
+        spec = LinearSpec(
+            input_features=inner, output_features=1, input_bits=8 if overflow == "wrap" else 1, weight_bits=8,
+            bias_bits=14, **common,
+        )  # fmt: skip
+        own = {name: constants[name] for name in spec.constants}
+        assert (linear(spec, spec.check_constants(own), setting).product is None) == (inner >= 1 << 17)
+        product = MatmulSpec(a_bits=8 if overflow == "wrap" else 1, b_bits=6, inner=inner, **common)
+        own = {name: constants[name] for name in product.constants}
+        assert (matmul(product, product.check_constants(own), setting).product is None) == (inner >= 1 << 17)
+
+
+@needs_triton
+def test_tables_are_computed_once(monkeypatch: pytest.MonkeyPatch, small_program: Program) -> None:
+    torch = pytest.importorskip("torch")
+    from hwsim.execute.cuda import plan
+
+    asked: list[int] = []
+    compute = plan.table_of
+    monkeypatch.setattr(plan, "table_of", lambda spec, constants: asked.append(id(spec)) or compute(spec, constants))
+    planner = plan.Planner(small_program, torch.device("cpu"))
+    names = [node.name for node in small_program.nodes]
+    plans = [planner.plan(keep) for keep in ((), names[:9], names[9:], ())]
+    assert [step.name for step in plans[0]] == [step.name for step in plans[3]]
+    assert {node.spec.kind for node in small_program.nodes if id(node.spec) in asked} >= {"lookup"}
+    assert len(asked) == len(set(asked))
+
+
+@needs_triton
+def test_kernels_never_fuse_a_product_and_a_sum() -> None:
+    """All are started in one place, which says so to Triton."""
+    from hwsim.execute.cuda.launch import launch
+
+    started: list[Any] = []
+
+    class Kernel:
+        def __getitem__(self, grid: tuple[int, ...]) -> Any:
+            return lambda *arguments, **options: started.append((grid, arguments, options))
+
+    launch(Kernel(), (3, 2), 7, BLOCK=16)
+    assert started == [((3, 2), (7,), {"BLOCK": 16, "enable_fp_fusion": False})]
+    folder = TESTS.parent / "hwsim" / "execute" / "cuda"
+    sources = {path.name: path.read_text() for path in folder.glob("*.py")}
+    kernels = {name for text in sources.values() for name in re.findall(r"@triton\.jit.*\ndef (\w+)\(", text)}
+    assert {"product", "add", "layernorm"} <= kernels
+    assert [name for name, text in sources.items() if re.search(rf"\b({'|'.join(kernels)})\[", text)] == []
 
 
 def test_codes_are_kept_in_the_smallest_signed_type() -> None:
@@ -85,7 +165,9 @@ def test_digits_hold_their_numbers_and_no_more_than_needed() -> None:
         ([-(1 << 15), 32639], 2, False),
         ([0, 32640], 2, True),
         ([-40000, 40000], 3, False),
-        ([0, (1 << 31) - 1], 4, False),
+        # Four digits of 127 hold less than 31 bits, four of -128 more.
+        ([0, 127 * 0x01010101], 4, False),
+        ([0, (1 << 31) - 1], 4, True),
     ):
         digits = digits_of(Left(5, np.array(values, np.int64), zero))
         assert digits is not None and (digits.count, digits.negated) == (count, negated), values

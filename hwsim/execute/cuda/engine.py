@@ -54,7 +54,8 @@ class CudaMachine:
         return [(node, self._numpy_kernel(node)) for node in self.program.nodes]
 
     def _numpy_kernel(self, node: Node) -> Callable[..., np.ndarray]:
-        operation = self._planner.operation(node)
+        # Whoever calls it alone, such as an audit, may give it codes that never come inside the program.
+        operation = self._planner.operation(node, alone=True)
 
         def kernel(*inputs: np.ndarray) -> np.ndarray:
             with self._current():
@@ -91,15 +92,14 @@ class CudaMachine:
     ) -> torch.Tensor:
         """What is kept of the last node."""
         values = {INPUT: carriers.encode_pixels(pixels)}
-        output = values[INPUT]
         for step in steps:
-            output = step.operation(*(values[name] for name in step.inputs))
-            values[step.name] = output
+            values[step.name] = step.operation(*(values[name] for name in step.inputs))
             if kept is not None and (keep is None or step.name in keep):
-                kept[step.name] = output
+                kept[step.name] = values[step.name]
             for name in step.dropped:
                 del values[name]
-        return output
+        # Nothing takes the last node, so it is still there; a table that joined an earlier step does not make the last.
+        return values[self.program.nodes[-1].name]
 
     def default_batch(self) -> int:
         """Images a batch where the caller does not say: a power of two."""
