@@ -1,14 +1,15 @@
 """The cuda executor against the reference on random units and programs; run with ``TRITON_INTERPRET=1`` without a GPU.
 
 ``python cuda_comparison.py units 0 4`` compares every kind of unit for the seeds 0 to 3 on the CPU, ``programs 0 4``
-random programs, ``corners 0 1`` single cases that went wrong once. The exit status is 1 when anything differs; what was
-compared is printed.
+random programs, ``windows 0 4`` those with windows, ``corners 0 1`` single cases that went wrong once. The exit status
+is 1 when anything differs; what was compared is printed.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 import numpy as np
 import torch
@@ -55,18 +56,25 @@ def unit_differences(device: torch.device, seeds: Iterable[int], units: Iterable
                 yield f"{unit}, seed {seed}"
 
 
-def random_programs(seed: int) -> tuple[Program, Program]:
-    """A program of global attention and one of windows."""
-    attention = ATTENTIONS[seed % len(ATTENTIONS)]
+def global_program(seed: int) -> Program:
+    """Of every attention, and of every hidden layer."""
     hidden = HIDDEN[(seed + seed // len(ATTENTIONS)) % len(HIDDEN)]
-    return random_program(seed, attention, hidden), random_window_program(seed, attention)
+    return random_program(seed, ATTENTIONS[seed % len(ATTENTIONS)], hidden)
 
 
-def program_differences(device: torch.device, seeds: Iterable[int]) -> Iterator[str]:
+def window_program(seed: int) -> Program:
+    """Of every attention."""
+    return random_window_program(seed, ATTENTIONS[seed % len(ATTENTIONS)])
+
+
+def program_differences(
+    device: torch.device, seeds: Iterable[int], make: Callable[[int], Program] = global_program
+) -> Iterator[str]:
     """Nodes of random programs that differ, with every unit alone, and with units joined in one kernel."""
-    for number, program in ((seed, program) for seed in seeds for program in random_programs(seed)):
-        seen = f"seed {number}, {program.recipe}"
-        images = np.random.default_rng(number).integers(0, 256, (3, *program.image_size), dtype=np.uint8)
+    for seed in seeds:
+        program = make(seed)
+        seen = f"seed {seed}, {program.recipe}"
+        images = np.random.default_rng(seed).integers(0, 256, (3, *program.image_size), dtype=np.uint8)
         logits, expected = Executor(program, "reference").run(images, keep=None)
         machine = CudaMachine(program, device)
         alone, found = machine.run(images, None)
@@ -190,7 +198,12 @@ def corner_differences(device: torch.device, seeds: Iterable[int]) -> Iterator[s
 def main(what: str, first: str, last: str) -> int:
     seeds = range(int(first), int(last))
     device = torch.device("cpu")
-    differences = {"units": unit_differences, "programs": program_differences, "corners": corner_differences}
+    differences = {
+        "units": unit_differences,
+        "programs": program_differences,
+        "windows": partial(program_differences, make=window_program),
+        "corners": corner_differences,
+    }
     found = list(differences[what](device, seeds))
     if what == "units":
         # One bit of a constant: the comparison must see it.

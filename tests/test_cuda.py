@@ -75,9 +75,10 @@ def test_one_changed_constant_shows(device: Any) -> None:
 
 
 def test_random_programs_give_the_codes_of_the_reference(device: Any) -> None:
-    from cuda_comparison import program_differences
+    from cuda_comparison import program_differences, window_program
 
     assert list(program_differences(device, range(10))) == []
+    assert list(program_differences(device, range(10), window_program)) == []
 
 
 def test_kernels_alone_give_the_codes_of_the_reference(

@@ -44,7 +44,9 @@ needs_triton = pytest.mark.skipif(
 
 
 @needs_triton
-@pytest.mark.parametrize(("what", "seeds"), [("units", (0, 2)), ("programs", (40, 45)), ("corners", (0, 1))])
+@pytest.mark.parametrize(
+    ("what", "seeds"), [("units", (0, 2)), ("programs", (40, 45)), ("windows", (40, 45)), ("corners", (0, 1))]
+)
 def test_kernels_in_the_interpreter_give_the_codes_of_the_reference(what: str, seeds: tuple[int, int]) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     result = subprocess.run(
