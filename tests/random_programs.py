@@ -1,4 +1,4 @@
-"""Random programs of one attention block: every quantizer of the softmax and the hidden layer, every overflow."""
+"""Random programs of one attention block, with windows or not: every quantizer of softmax and hidden layer."""
 
 from __future__ import annotations
 
@@ -24,18 +24,31 @@ from golden.layernorm import LayerNormSpec
 from golden.linear import LinearSpec
 from golden.log2_matmul import Log2MatmulSpec
 from golden.log_softmax import LogSoftmaxSpec, exponential_constants
-from golden.log_sqrt2 import LogSqrt2MatmulSpec
+from golden.log_sqrt2 import LogSqrt2LinearSpec, LogSqrt2MatmulSpec
 from golden.lookup import LookupSpec
 from golden.matmul import MatmulSpec
-from golden.rearrange import MergeHeadsSpec, PatchesSpec, SplitHeadsSpec, TakeTokenSpec, TransposeSpec
+from golden.rearrange import (
+    ConcatSpec,
+    ConstantSpec,
+    JoinTokensSpec,
+    MergeHeadsSpec,
+    PatchesSpec,
+    SplitHeadsSpec,
+    TakeTokenSpec,
+    TransposeSpec,
+)
 from golden.requantize import RequantizeSpec
 from golden.softmax import SoftmaxSpec
 from golden.spec import IntFormat, Spec
+from golden.token_mean import TokenMeanSpec
 from golden.twin import TwinLinearSpec, TwinMatmulSpec, TwinQuantizeSpec
+from golden.windows import JoinWindowsSpec, MergePatchesSpec, PartitionWindowsSpec, ShiftMaskSpec, WindowBiasSpec
 from hwsim.program import INPUT, Node, Program
 
 ATTENTIONS = ("log2", "adalog", "log_sqrt2", "twin", "uniform")
-HIDDEN = ("linear", "asymmetric_linear", "twin_linear", "adalog_linear")
+HIDDEN = ("linear", "asymmetric_linear", "twin_linear", "adalog_linear", "log_sqrt2_linear")
+# Their codes have a zero symbol past the last one.
+_LOGARITHMIC = ("adalog_linear", "log_sqrt2_linear")
 OVERFLOWS = ("prove", "wrap", "saturate")
 
 Arrays = dict[str, np.ndarray]
@@ -91,7 +104,7 @@ class _Builder:
         }
         constants: Arrays = {"bias": self.rng.integers(-500, 500, outputs)}
         channels = self.one_of(1, outputs)
-        if kind in ("asymmetric_linear", "adalog_linear"):
+        if kind in ("asymmetric_linear", *_LOGARITHMIC):
             constants |= {
                 "weight": self.rng.integers(0, 2 * reach, (outputs, inputs)),
                 "zero_weight": self.rng.integers(0, 2 * reach, outputs),
@@ -107,6 +120,10 @@ class _Builder:
             fields |= {"code_bits": code_bits, "guard_bits": guard, "largest_shift": int(self.rng.integers(0, 40))}
             constants |= tables
             overflow = "prove"
+        elif kind == "log_sqrt2_linear":
+            spec_of, overflow, guard = LogSqrt2LinearSpec, "prove", int(self.rng.integers(0, 8))
+            largest = (inputs * reach << guard) + inputs + 500
+            fields |= {"code_bits": bits[0] - 1, "guard_bits": guard}
         else:
             shifts = {"shift_negative": np.array(0), "shift_positive": np.array(self.rng.integers(0, 4))}
             spec_of = {"linear": LinearSpec, "twin_linear": TwinLinearSpec}.get(kind, AsymmetricLinearSpec)
@@ -116,7 +133,26 @@ class _Builder:
             largest = (largest << fraction) + 500
             fields |= {"input_bits": bits[0], "overflow": overflow, "bias_fraction_bits": fraction}
         requantize, more = self.requantizer(largest, bits[1], channels, overflow)
+        if kind == "log_sqrt2_linear":
+            more["multiplier_odd"] = self.rng.integers(0, 1 << requantize.multiplier_bits, channels)
         return self.add(name, spec_of(**fields, requantize=requantize), (source,), constants | more)
+
+    def sum(self, name: str, inputs: tuple[str, str], channels: int, bits: int) -> str:
+        """A residual sum of codes of `bits` bits, to 8."""
+        spec = AddSpec(
+            channels=channels, a_bits=bits, b_bits=bits, output_bits=8, multiplier_bits=12, shift_bits=5, offset_bits=24
+        )
+        constants = {
+            "multiplier_a": self.rng.integers(0, 1 << 12, channels),
+            "multiplier_b": self.rng.integers(0, 1 << 12, channels),
+            "offset": self.rng.integers(-(1 << 12), 1 << 14, channels),
+            "shift": np.full(channels, max(0, 12 + bits - 8)),
+        }
+        return self.add(name, spec, inputs, constants)
+
+    def constant(self, name: str, rows: int, columns: int, bits: int) -> str:
+        value = self.rng.integers(0, 1 << bits, (rows, columns))
+        return self.add(name, ConstantSpec(rows=rows, columns=columns, bits=bits), (), {"value": value})
 
     def adalog_tables(self, code_bits: int) -> tuple[Arrays, int]:
         """Tables of a random base, and guard bits that cut nothing, or something."""
@@ -276,25 +312,12 @@ def random_program(seed: int, attention: str, hidden: str) -> Program:
     build.weigh(attention, "scores", "v", score_bits, value_bits, tokens, per_head)
     build.add("merge", MergeHeadsSpec(bits=8), ("context",))
     build.linear("proj", "merge", (channels, channels), (8, bits))
-    add = AddSpec(
-        channels=channels, a_bits=bits, b_bits=bits, output_bits=8, multiplier_bits=12, shift_bits=5, offset_bits=24
-    )
-    build.add(
-        "sum",
-        add,
-        ("embed", "proj"),
-        {
-            "multiplier_a": rng.integers(0, 1 << 12, channels),
-            "multiplier_b": rng.integers(0, 1 << 12, channels),
-            "offset": rng.integers(-(1 << 12), 1 << 14, channels),
-            "shift": np.full(channels, max(0, 12 + bits - 8)),
-        },
-    )
+    build.sum("sum", ("embed", "proj"), channels, bits)
     build.layernorm("norm2", "sum", channels, (8, bits))
     wide = int(rng.integers(2, 13))
-    code_bits = int(rng.integers(3, 6)) if hidden == "adalog_linear" else int(rng.integers(2, 10))
+    code_bits = int(rng.integers(3, 6)) if hidden in _LOGARITHMIC else int(rng.integers(2, 10))
     build.linear("hidden", "norm2", (channels, 2 * channels), (bits, wide))
-    top = (1 << (code_bits - 1)) + 1 if hidden == "adalog_linear" else 1 << code_bits
+    top = (1 << (code_bits - 1)) + 1 if hidden in _LOGARITHMIC else 1 << code_bits
     build.add(
         "function",
         LookupSpec(input_bits=wide, output_bits=code_bits, channels=1),
@@ -305,3 +328,79 @@ def random_program(seed: int, attention: str, hidden: str) -> Program:
     build.add("token", TakeTokenSpec(index=0, count=1, bits=8), ("fc2",))
     build.linear("head", "token", (channels, 5), (8, 8))
     return Program(tuple(build.nodes), (side, side, colours), {"network": "random", "recipe": f"{attention}, {hidden}"})
+
+
+def random_window_program(seed: int, attention: str) -> Program:
+    """A program of one block of shifted windows with random sizes, widths and constants.
+
+    What else only some networks have is there too: position embedding, IRM, patch merging, class token, token mean.
+
+    Parameters
+    ----------
+    seed : int
+    attention : one of `ATTENTIONS`
+    """
+    build = _Builder(np.random.default_rng(seed))
+    rng = build.rng
+    window, heads, depth = build.one_of(2, 3), build.one_of(1, 2, 3), int(rng.integers(2, 12))
+    side, channels, length = 2 * window, heads * depth, window**2
+    bits, value_bits, score_bits = (int(rng.integers(3, 10)) for _ in range(3))
+    place = {"height": side, "width": side, "window": window, "shift": int(rng.integers(1, window))}
+    build.add("patches", PatchesSpec(size=2, bits=8), (INPUT,))
+    build.linear("embed", "patches", (12, channels), (8, bits))
+    build.constant("position", side**2, channels, bits)
+    build.sum("tokens", ("embed", "position"), channels, bits)
+    build.layernorm("norm1", "tokens", channels, (8, bits))
+    build.add("windows", PartitionWindowsSpec(bits=bits, **place), ("norm1",))
+    build.linear("qkv", "windows", (channels, 3 * channels), (bits, value_bits))
+    for part, name in enumerate(("q", "k", "v")):
+        build.add(name, SplitHeadsSpec(heads=heads, part=part, parts=3, bits=value_bits), ("qkv",))
+    build.layernorm("irm", "q", depth, (value_bits, value_bits))
+    build.add("k_transposed", TransposeSpec(bits=value_bits), ("k",))
+    per_head = build.one_of(1, heads)
+    requantize, more = build.requantizer(depth << 2 * value_bits + 2, score_bits, per_head, small=4)
+    matmul = MatmulSpec(a_bits=value_bits, b_bits=value_bits, inner=depth, heads=per_head, requantize=requantize)
+    more |= {name: build.zero_points("qkv", value_bits, per_head) for name in ("zero_a", "zero_b")}
+    build.add("scores", matmul, ("irm", "k_transposed"), more)
+    build.constant("bias_table", (2 * window - 1) ** 2, heads, bits)
+    bias = WindowBiasSpec(
+        heads=heads,
+        window=window,
+        score_bits=score_bits,
+        table_bits=bits,
+        output_bits=score_bits,
+        multiplier_bits=12,
+        shift_bits=5,
+        offset_bits=24,
+    )
+    constants = {
+        "multiplier_a": np.array(rng.integers(1 << 11, 1 << 12)),
+        "multiplier_b": np.array(rng.integers(0, 1 << max(2, 12 + score_bits - bits - 1))) % (1 << 12),
+        "offset": np.array(rng.integers(-(1 << 10), 1 << 12)),
+        "shift": np.array(12),
+    }
+    build.add("biased", bias, ("scores", "bias_table"), constants)
+    wider = score_bits + 2
+    mask = ShiftMaskSpec(bits=score_bits, output_bits=wider, **place)
+    build.add("masked", mask, ("biased",), {"offset": np.array(rng.integers(0, 3 << score_bits))})
+    build.weigh(attention, "masked", "v", wider, value_bits, length, per_head)
+    build.add("merge", MergeHeadsSpec(bits=8), ("context",))
+    build.linear("proj", "merge", (channels, channels), (8, 8))
+    build.add("joined", JoinWindowsSpec(bits=8, **place), ("proj",))
+    build.sum("sum", ("tokens", "joined"), channels, 8)
+    build.add("merged", MergePatchesSpec(height=side, width=side, bits=8), ("sum",))
+    build.linear("reduced", "merged", (4 * channels, channels), (8, 8))
+    build.constant("class", 1, channels, 8)
+    build.add("all", ConcatSpec(bits=8), ("class", "reduced"))
+    count = length + 1
+    requantize, more = build.requantizer(count << 9, 8)
+    mean = TokenMeanSpec(tokens=count, bits=8, requantize=requantize)
+    build.add("mean", mean, ("all",), more | {"zero_in": np.array(rng.integers(0, 100))})
+    build.add("pair", TakeTokenSpec(index=1, count=2, bits=8), ("all",))
+    build.add("pair_joined", JoinTokensSpec(bits=8), ("pair",))
+    build.linear("head_pair", "pair_joined", (2 * channels, 5), (8, 8))
+    build.linear("head_mean", "mean", (channels, 5), (8, 8))
+    build.sum("head", ("head_pair", "head_mean"), 5, 8)
+    return Program(
+        tuple(build.nodes), (2 * side, 2 * side, 3), {"network": "random", "recipe": f"windows, {attention}"}
+    )

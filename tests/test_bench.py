@@ -10,9 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 from golden.errors import HwsimError
-from hwsim.bench import report
-from hwsim.bench.measure import Table, alternate, growth_exponent, median_and_spread, peak_memory, ratios
+from hwsim.bench import gpu, report
+from hwsim.bench.measure import Table, Times, alternate, growth_exponent, median_and_spread, peak_memory, ratios
 from hwsim.cli import cli
+from hwsim.cli.bench import PARTS, _possible
+from hwsim.execute.cuda import availability
+from hwsim.program import Program
 
 MACHINE = {"date": "d", "processor": "p", "cores": 2, "instructions": "i", "python": "3", "versions": {}, "load": 0.5}
 
@@ -86,3 +89,42 @@ def test_the_command_measures_warns_and_writes(tmp_path: Path, monkeypatch: pyte
     assert "### Units" in output.with_suffix(".md").read_text()
     again = CliRunner().invoke(cli, ["bench", "--part", "units", "--rounds", "4", "--output", str(output)])
     assert "changed: rate of a: 2 before, 4 now (+100 %)" in again.output
+
+
+def test_without_a_gpu_its_part_is_refused_or_left_out(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_program: Program
+) -> None:
+    monkeypatch.setattr(availability, "gpu_count", lambda: 0)
+    reason = availability.why_not()
+    with pytest.raises(HwsimError, match=f"^bench --part gpu: {reason}$"):
+        gpu.gpu([small_program], 2)
+    monkeypatch.setattr("hwsim.cli.bench._measurements", lambda *_: {part: lambda: table(1.0) for part in PARTS})
+    result = CliRunner().invoke(cli, ["bench", "--output", str(tmp_path / "speed.json")])
+    assert result.exit_code == 0, result.output
+    assert f"hwsim: the part gpu is left out: {reason}" in result.stderr
+    assert _possible() == tuple(part for part in PARTS if part != "gpu")
+
+
+def test_the_table_of_a_gpu(monkeypatch: pytest.MonkeyPatch, small_program: Program) -> None:
+    """Of a machine that takes 10 ms for its batches, and 30 ms for those of the float network."""
+    torch = pytest.importorskip("torch")
+    monkeypatch.setattr(gpu, "why_not", lambda: None)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Type")
+    seconds = {gpu.INTEGER: 0.01, gpu.REPLAYED: 0.01, gpu.FLOAT: 0.03}
+    images = {gpu.INTEGER: 8, gpu.REPLAYED: 16, gpu.FLOAT: 8}
+    monkeypatch.setattr(gpu, "_candidates", lambda program: (seconds, images))
+    monkeypatch.setattr(
+        gpu, "alternate", lambda names, rounds: {name: Times([second] * rounds) for name, second in names.items()}
+    )
+    result = gpu.gpu([small_program, small_program], 3)
+    label = f"{small_program.network}, {small_program.recipe}"
+    assert result.title == "Whole networks on one Type"
+    assert result.columns == ("network", "executor", "images/s", "times float")
+    one = (
+        (label, gpu.INTEGER, "800 ± 0.0 %", "3.00 ± 0 %"),
+        ("", gpu.REPLAYED, "1,600 ± 0.0 %", "6.00 ± 0 %"),
+        ("", gpu.FLOAT, "267 ± 0.0 %", "1"),
+    )
+    assert result.rows == one * 2
+    assert list(result.figures) == [f"{label}: {name} on the GPU, times float" for name in seconds]
+    assert list(result.figures.values()) == pytest.approx([3, 6, 1])

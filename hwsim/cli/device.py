@@ -18,8 +18,8 @@ program_device_option = click.option(
     "--device",
     default="cpu",
     show_default=True,
-    help="Where the integer program runs: cpu, cuda, cuda:1 (the second GPU), cuda:all (every GPU) or auto. "
-    "Without a usable GPU it runs on the CPU, and says so.",
+    help="Where the integer program runs: cpu, cuda, cuda:1 (the second GPU), cuda:all (every usable GPU) or "
+    "auto (the same). Without a usable GPU it runs on the CPU, and says so where one was asked for.",
 )
 
 

@@ -47,10 +47,10 @@ class Executor:
     def __init__(self, program: Program, backend: str = "numba") -> None:
         self.program = program
         self.backend = backend
-        name, _, place = backend.partition(":")
-        if name not in BACKENDS or (place and name != "cuda"):
+        name, colon, place = backend.partition(":")
+        if name not in BACKENDS or (colon and name != "cuda"):
             raise HwsimError(f"unknown executor {backend!r}; choose one of {', '.join(BACKENDS)}")
-        self._machine = BACKENDS[name](program, place)
+        self._machine = BACKENDS[name](program, place if colon else "0")
 
     @property
     def kernels(self) -> Sequence[tuple[Node, Kernel]]:
@@ -108,16 +108,16 @@ class Executor:
 def _cuda(program: Program, place: str) -> Machine:
     from hwsim.execute.cuda.availability import why_not
 
-    if place and not place.isdecimal():
+    if not place.isdecimal():
         raise HwsimError(f"unknown executor 'cuda:{place}'; write cuda, or cuda:1 for the second GPU")
-    reason = why_not(int(place or 0))
+    reason = why_not(int(place))
     if reason is not None:
         raise HwsimError(f"the cuda executor cannot run: {reason}; take the executor numba (--device cpu)")
     import torch
 
     from hwsim.execute.cuda.engine import CudaMachine
 
-    return CudaMachine(program, torch.device("cuda", int(place or 0)))
+    return CudaMachine(program, torch.device("cuda", int(place)))
 
 
 # What makes a program ready, by executor; called when an executor is chosen, so that its libraries load then.

@@ -12,7 +12,7 @@ from golden.errors import HwsimError
 from hwsim.execute import Executor
 from hwsim.program import Program
 
-DEVICES = "cpu, cuda, cuda:1 (the second GPU), cuda:all (every GPU) or auto (a GPU where there is one)"
+DEVICES = "cpu, cuda, cuda:1 (the second GPU), cuda:all (every usable GPU) or auto (the same, else the CPU)"
 
 
 class Predictor(Protocol):
@@ -56,19 +56,34 @@ def choose(device: str) -> Choice:
     """
     if device == "cpu":
         return Choice(("numba",))
-    name, _, place = device.partition(":")
-    if device != "auto" and (name != "cuda" or (place and place != "all" and not place.isdecimal())):
+    name, colon, place = device.partition(":")
+    if device != "auto" and (name != "cuda" or (colon and place != "all" and not place.isdecimal())):
         raise HwsimError(f"unknown device {device!r}; choose {DEVICES}")
-    from hwsim.execute.cuda.availability import gpu_count, why_not
+    if device == "auto" or place == "all":
+        return _every_gpu(device)
+    from hwsim.execute.cuda.availability import why_not
 
-    reason = why_not(int(place) if place.isdecimal() else 0)
-    if reason is not None:
-        return Choice(
-            ("numba",), None if device == "auto" else f"device {device}: {reason}; running on the CPU (numba)"
-        )
-    if place == "all":
-        return Choice(tuple(f"cuda:{index}" for index in range(gpu_count()) if why_not(index) is None))
-    return Choice((f"cuda:{place or 0}",))
+    index = int(place or 0)
+    reason = why_not(index)
+    return Choice((f"cuda:{index}",)) if reason is None else _on_the_cpu(device, reason)
+
+
+def _every_gpu(device: str) -> Choice:
+    from hwsim.execute.cuda.availability import survey, why_not
+
+    found = survey()
+    usable = tuple(f"cuda:{index}" for index, reason in found.items() if reason is None)
+    left_out = "; ".join(reason for reason in found.values() if reason is not None)
+    if usable:
+        return Choice(usable, f"--device {device}: {left_out}; running on {', '.join(usable)}" if left_out else None)
+    if device == "auto" and not found:
+        # No GPU was asked for, and there is none.
+        return Choice(("numba",))
+    return _on_the_cpu(device, left_out or why_not() or "no GPU is usable")
+
+
+def _on_the_cpu(device: str, reason: str) -> Choice:
+    return Choice(("numba",), f"--device {device}: {reason}; running on the CPU with numba instead")
 
 
 def open_predictor(program: Program, backends: tuple[str, ...]) -> Predictor:

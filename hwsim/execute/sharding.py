@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import signal
 import threading
 import traceback
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from multiprocessing.shared_memory import SharedMemory
@@ -84,26 +88,35 @@ class ShardedExecutor:
 
     def close(self) -> None:
         """End the processes and free their memory."""
-        for worker in self._workers:
-            worker.connection.close()
-        for worker in self._workers:
+        workers, self._workers = self._workers, []
+        for worker in workers:
+            with suppress(OSError):
+                worker.connection.close()
+        for worker in workers:
             if worker.process.pid is not None:
                 worker.process.join(10)
                 if worker.process.is_alive():
                     worker.process.terminate()
                     worker.process.join()
-            worker.memory.close()
-            worker.memory.unlink()
-        self._workers = []
+            # Somebody may still look into the memory after an interrupt; it goes when they are done.
+            with suppress(BufferError):
+                worker.memory.close()
+            with suppress(FileNotFoundError):
+                worker.memory.unlink()
+
+    def _part(self, images: int) -> int:
+        """Images that are handed out at a time: few enough that every process gets some."""
+        return min(self.shard, -(-images // len(self._workers)))
 
     def prepare(self, images: int, batch: int | None = None) -> None:
         """See `hwsim.execute.Executor.prepare`."""
-        # The last part may be smaller than the others; its size needs no preparation of its own.
-        part = min(self.shard, images)
-        for worker in self._workers:
-            _ask(worker, "prepare", part, batch)
-        for worker in self._workers:
-            _answer(worker)
+        part = self._part(images)
+        # The last part may be smaller than the others, and any process may get it.
+        for count in sorted({part, images % part or part}):
+            for worker in self._workers:
+                _ask(worker, "prepare", count, batch)
+            for worker in self._workers:
+                _answer(worker)
 
     def predict(
         self, images: np.ndarray, *, batch: int | None = None, progress: Callable[[int], None] | None = None
@@ -120,14 +133,12 @@ class ShardedExecutor:
         self.program.check_images(images)
         last = self.program.nodes[-1]
         logits = np.empty((len(images), math.prod(self.program.shape(last.name))), last.spec.output.dtype)
-        # Small enough that every process gets some.
-        size = min(self.shard, -(-len(images) // len(self._workers)))
-        parts = iter(batches(len(images), size))
-        lock, errors = threading.Lock(), list[BaseException]()
+        parts = iter(batches(len(images), self._part(len(images))))
+        lock, stopped = threading.Lock(), threading.Event()
 
         def following() -> slice | None:
             with lock:
-                return None if errors else next(parts, None)
+                return None if stopped.is_set() else next(parts, None)
 
         def feed(worker: _Worker) -> None:
             room = _images_in(worker.memory, self.program, self.shard)
@@ -140,19 +151,23 @@ class ShardedExecutor:
                     with lock:
                         if progress is not None:
                             progress(count)
-            except BaseException as error:  # handed to the caller's thread
-                with lock:
-                    errors.append(error)
+            except BaseException:
+                stopped.set()
+                raise
             finally:
                 del room
 
-        threads = [threading.Thread(target=feed, args=(worker,)) for worker in self._workers]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-        if errors:
-            raise errors[0]
+        with ThreadPoolExecutor(len(self._workers)) as pool:
+            try:
+                fed = [pool.submit(feed, worker) for worker in self._workers]
+                # Not by joining the threads: an interrupted join takes a thread for ended that is not.
+                wait(fed)
+            finally:
+                # An interrupt reaches this thread only. The others still take the answers that are under way, so that
+                # every process waits for a request again.
+                stopped.set()
+        for future in fed:
+            future.result()
         return logits
 
 
@@ -193,26 +208,46 @@ def _images_in(memory: SharedMemory, program: Program, count: int) -> np.ndarray
 
 def _serve(connection: Connection, program: Program, backend: str, name: str) -> None:
     """Answer requests until the parent hangs up or one fails; an answer is (whether it worked, result or reason)."""
+    # A terminal sends Ctrl-C to every process; the parent decides what becomes of this one.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     from hwsim.execute import Executor
 
     memory = SharedMemory(name)
+    made: list[Executor] = []
+
+    def make() -> None:
+        made.append(Executor(program, backend))
+
+    def work(what: str, count: int, batch: int | None) -> np.ndarray | None:
+        if what == "prepare":
+            made[0].prepare(count, batch)
+            return None
+        return made[0].predict(_images_in(memory, program, count), batch=batch)
+
     try:
-        executor = Executor(program, backend)
-        connection.send((True, None))
-        while True:
-            what, count, batch = connection.recv()
-            if what == "prepare":
-                executor.prepare(count, batch)
-                connection.send((True, None))
-            else:
-                images = _images_in(memory, program, count)
-                connection.send((True, executor.predict(images, batch=batch)))
-                del images
-    except (EOFError, OSError):
-        return
-    except HwsimError as error:
-        connection.send((False, str(error)))
-    except Exception as error:
-        connection.send((False, "".join(traceback.format_exception_only(error)).strip()))
+        going = _reply(connection, make)
+        while going:
+            try:
+                request = connection.recv()
+            except (EOFError, OSError):
+                return
+            going = _reply(connection, partial(work, *request))
     finally:
-        memory.close()
+        with suppress(BufferError):
+            memory.close()
+
+
+def _reply(connection: Connection, work: Callable[[], Any]) -> bool:
+    """Send what some work gives; False where it failed, or nobody listens any more."""
+    found = True
+    try:
+        value = work()
+    except HwsimError as error:
+        found, value = False, str(error)
+    except Exception as error:
+        found, value = False, "".join(traceback.format_exception_only(error)).strip()
+    try:
+        connection.send((found, value))
+    except OSError:
+        return False
+    return found

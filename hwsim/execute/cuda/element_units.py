@@ -25,6 +25,7 @@ from golden.token_mean import TokenMeanSpec
 from golden.twin import TwinQuantizeSpec
 from golden.windows import ShiftMaskSpec, WindowBiasSpec, relative_position_index, shift_mask
 from hwsim.execute.cuda import carriers, element_kernels, row_kernels
+from hwsim.execute.cuda.launch import launch
 from hwsim.execute.cuda.product_units import Operation, Setting
 from hwsim.execute.cuda.products import requantized
 from hwsim.execute.cuda.requantization import Table, common_shift, ending, multiples, requantization
@@ -75,7 +76,8 @@ class _LookUp:
         codes = codes.contiguous()
         out = carriers.contiguous(codes.shape, self.entries.dtype, codes.device)
         channels, size = self.entries.shape
-        element_kernels.look_up[(triton.cdiv(codes.numel(), _BLOCK),)](
+        launch(
+            element_kernels.look_up, (triton.cdiv(codes.numel(), _BLOCK),),
             codes, self.entries, out, codes.numel(), self.offset, channels, size,
             CHANNELS=channels > 1, BLOCK=_BLOCK,
         )  # fmt: skip
@@ -163,7 +165,8 @@ def add(spec: AddSpec, constants: Constants, setting: Setting) -> Operation:
         left, right = carriers.as_rows(a), carriers.as_rows(b)
         out = carriers.empty(a.shape, carriers.dtype_of(spec.output_bits), setting.device)
         kept = out.flatten(0, -2)
-        element_kernels.add[(triton.cdiv(len(left), rows), triton.cdiv(spec.channels, block))](
+        launch(
+            element_kernels.add, (triton.cdiv(len(left), rows), triton.cdiv(spec.channels, block)),
             left, right, *arrays, kept, len(left), len(right), spec.channels, left.stride(0), right.stride(0),
             kept.stride(0), spec.output.maximum, carriers.offset_of(spec.output_bits),
             SHIFT=common, ROWS=rows, CHANNELS=block,
@@ -189,7 +192,8 @@ def layernorm(spec: LayerNormSpec, constants: Constants, setting: Setting) -> Op
         found = carriers.as_rows(codes)
         out = carriers.empty(codes.shape, carriers.dtype_of(spec.output_bits), setting.device)
         kept = out.flatten(0, -2)
-        row_kernels.layernorm[(triton.cdiv(len(found), rows),)](
+        launch(
+            row_kernels.layernorm, (triton.cdiv(len(found), rows),),
             found, *arrays, kept, len(found), spec.channels, found.stride(0), kept.stride(0), zero,
             int(constants["fraction_bits"]), spec.output.maximum, carriers.offset_of(spec.output_bits),
             MANTISSA=spec.mantissa_bits, RADICAND=spec.radicand_bits, ROWS=rows, CHANNELS=padded,
@@ -221,7 +225,8 @@ def log_softmax(spec: LogSoftmaxSpec, constants: Constants, setting: Setting) ->
         rows, padded = _rows_a_program(found.shape[1])
         out = carriers.empty(scores.shape, end.dtype, setting.device)
         kept = out.flatten(0, -2)
-        row_kernels.log_softmax[(triton.cdiv(len(found), rows),)](
+        launch(
+            row_kernels.log_softmax, (triton.cdiv(len(found), rows),),
             found, table, end.table, kept, len(found), found.shape[1], carriers.readable(found), found.stride(0),
             kept.stride(0), spec.zero_symbol - 1, past, end.offset,
             TABLE=end.has_table, ROWS=rows, LENGTH=padded, num_warps=4 if padded <= 2048 else 8,
@@ -264,7 +269,8 @@ def softmax(spec: SoftmaxSpec, constants: Constants, setting: Setting) -> Operat
         rows, padded = _rows_a_program(found.shape[1])
         out = carriers.empty(scores.shape, end.dtype, setting.device)
         kept = out.flatten(0, -2)
-        row_kernels.softmax[(triton.cdiv(len(found), rows),)](
+        launch(
+            row_kernels.softmax, (triton.cdiv(len(found), rows),),
             found, table, end.table, kept, len(found), found.shape[1], carriers.readable(found), found.stride(0),
             kept.stride(0), spec.probability_bits, end.offset,
             TABLE=end.has_table, ROWS=rows, LENGTH=padded, num_warps=4 if padded <= 2048 else 8,

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import numpy as np
 import torch
 
 from hwsim.execute.cuda import carriers
+from hwsim.execute.cuda.failures import explained
 from hwsim.execute.cuda.plan import Planner, Step
 from hwsim.execute.cuda.replay import Replay
 from hwsim.execute.parallel import batches
@@ -40,12 +41,11 @@ class CudaMachine:
         self._replays: dict[int, Replay] = {}
 
     @contextmanager
-    def _current(self) -> Iterator[None]:
+    def _current(self, images: int | None = None) -> Iterator[None]:
+        """Where to launch and allocate; failures are explained, by the size of a batch where one runs."""
         # Triton launches on the current device.
-        if self.device.type == "cuda":
-            with torch.cuda.device(self.device):
-                yield
-        else:
+        here = torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
+        with explained(self.device, images), here:
             yield
 
     @property
@@ -54,7 +54,8 @@ class CudaMachine:
         return [(node, self._numpy_kernel(node)) for node in self.program.nodes]
 
     def _numpy_kernel(self, node: Node) -> Callable[..., np.ndarray]:
-        operation = self._planner.operation(node)
+        # Whoever calls it alone, such as an audit, may give it codes that never come inside the program.
+        operation = self._planner.operation(node, alone=True)
 
         def kernel(*inputs: np.ndarray) -> np.ndarray:
             with self._current():
@@ -68,7 +69,7 @@ class CudaMachine:
 
     def run(self, images: np.ndarray, keep: Collection[str] | None) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """See `hwsim.execute.Executor.run`."""
-        with self._current():
+        with self._current(len(images)):
             steps = self._planner.plan(keep) if keep is None or len(keep) else self._steps
             pixels = torch.from_numpy(images.copy()).to(self.device)
             kept: dict[str, torch.Tensor] = {}
@@ -91,15 +92,14 @@ class CudaMachine:
     ) -> torch.Tensor:
         """What is kept of the last node."""
         values = {INPUT: carriers.encode_pixels(pixels)}
-        output = values[INPUT]
         for step in steps:
-            output = step.operation(*(values[name] for name in step.inputs))
-            values[step.name] = output
+            values[step.name] = step.operation(*(values[name] for name in step.inputs))
             if kept is not None and (keep is None or step.name in keep):
-                kept[step.name] = output
+                kept[step.name] = values[step.name]
             for name in step.dropped:
                 del values[name]
-        return output
+        # Nothing takes the last node, so it is still there; a table that joined an earlier step does not make the last.
+        return values[self.program.nodes[-1].name]
 
     def default_batch(self) -> int:
         """Images a batch where the caller does not say: a power of two."""
@@ -129,7 +129,7 @@ class CudaMachine:
         def take(part: slice, kept: torch.Tensor) -> None:
             logits[part] = carriers.decode(kept, form)
 
-        with self._current():
+        with self._current(size):
             self.recorded(size).predict(images, take, progress)
         return logits
 
@@ -137,7 +137,7 @@ class CudaMachine:
         """See `hwsim.execute.Executor.prepare`."""
         size = self.batch_size(images, batch)
         if self.device.type == "cuda":
-            with self._current():
+            with self._current(size):
                 self.recorded(size)
 
     def recorded(self, size: int) -> Replay:

@@ -53,7 +53,8 @@ class Planner:
 
     def __init__(self, program: Program, device: torch.device) -> None:
         self.program, self.device = program, device
-        self._operations: dict[tuple[str, str | None], Operation] = {}
+        self._operations: dict[tuple[str, str | None, bool], Operation] = {}
+        self._tables: dict[str, Table | None] = {}
         self._users: dict[str, list[Node]] = {}
         for node in program.nodes:
             for name in node.inputs:
@@ -89,16 +90,26 @@ class Planner:
             for step, (node, behind) in enumerate(pairs)
         ]
 
-    def operation(self, node: Node, behind: Node | None = None) -> Operation:
-        """The operation of a node, with the table of the node behind it in the same kernel."""
-        key = node.name, None if behind is None else behind.name
+    def operation(self, node: Node, behind: Node | None = None, *, alone: bool = False) -> Operation:
+        """The operation of a node.
+
+        Parameters
+        ----------
+        node : Node
+        behind : Node, optional
+            A table that is part of the same kernel.
+        alone : bool
+            Right for all codes of the format, not only for those that the node in front gives.
+        """
+        reachable = None if alone or node.spec.kind not in _CUT else self._reachable(node)
+        key = node.name, None if behind is None else behind.name, reachable is not None
         if key not in self._operations:
             users = self._users.get((behind or node).name, [])
             setting = Setting(
                 self.device,
-                table=None if behind is None else table_of(behind.spec, behind.constants),
+                table=None if behind is None else self._table(behind),
                 merged=bool(users) and all(user.spec.kind == "merge_heads" for user in users),
-                reachable=self._reachable(node) if node.spec.kind in _CUT else None,
+                reachable=reachable,
             )
             self._operations[key] = UNITS[node.spec.kind](node.spec, node.constants, setting)
         return self._operations[key]
@@ -110,7 +121,10 @@ class Planner:
         return users[0] if self._table(users[0]) is not None else None
 
     def _table(self, node: Node) -> Table | None:
-        return table_of(node.spec, node.constants) if node.spec.kind in element_units.TABULATED else None
+        # Plans for other kept nodes ask again, and a table may take 2^17 codes.
+        if node.name not in self._tables:
+            self._tables[node.name] = table_of(node.spec, node.constants)
+        return self._tables[node.name]
 
     def _reachable(self, node: Node) -> Collection[int] | None:
         """Codes that the first input can have, where a table makes it."""

@@ -5,7 +5,8 @@
 `product` sends bytes through the tensor cores. A left operand that is wider than a byte, or stands for what a table
 says, becomes signed base-256 digits in registers: the digit of place p of a value x is byte p of
 ``x + 128 * (1 + 256 + ...)``, less 128. The products of each digit have sums of their own, which are joined at the
-end. 32-bit sums are exact modulo 2^32, which is enough where the result is proven to fit them, or wraps.
+end. The sum of one digit's products has 32 bits (see `hwsim.execute.cuda.product_units`), because tensor cores may
+saturate; sums joined in 32 bits are exact modulo 2^32, which is enough where the result is proven to fit, or wraps.
 
 `exact_product` is for all that is left: 64-bit integers, one element of the inner axis after the other.
 """

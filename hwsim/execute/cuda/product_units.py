@@ -28,7 +28,8 @@ from hwsim.execute.cuda.requantization import Requantization, Table, requantizat
 Operation = Callable[..., torch.Tensor]
 
 _BYTE = IntFormat(8, signed=True)
-# Products of two bytes whose sum has 32 bits.
+# Products of two bytes whose sum has 32 bits. A tensor core may saturate a longer one (``satfinite``), so that not even
+# a sum that wraps would be right.
 _LONGEST = (1 << 17) - 1
 _NO_ZERO = np.zeros(1, np.int64)
 
@@ -109,12 +110,12 @@ class _Linear:
         cut: Cut | None = None,
         raised: int = 0,
     ) -> None:
-        saturates = getattr(spec, "overflow", "prove") == "saturate"
+        saturates, wraps = (getattr(spec, "overflow", "prove") == kind for kind in ("saturate", "wrap"))
         digits = None if saturates or cut is not None else digits_of(left)
         bytes_do = digits is not None and holds(_BYTE, int(weight.min()), int(weight.max()))
-        bytes_do = bytes_do and not (sums.long and weight.shape[1] > _LONGEST)
+        bytes_do = bytes_do and weight.shape[1] <= _LONGEST
         self.outputs, self.setting = len(weight), setting
-        self.wrap_bits = spec.accumulator.bits if getattr(spec, "overflow", "prove") == "wrap" else 0
+        self.wrap_bits = spec.accumulator.bits if wraps else 0
         self.product: ByteProduct | None = None
         self.constants = None if requantize is None else requantize(bytes_do and not sums.long)
         if bytes_do:
@@ -126,7 +127,8 @@ class _Linear:
                 left = replace(left, zero=np.array([offset], np.int64))
             largest = max(abs(number) for number in _stored(left, digits))
             reach = int(np.abs(weight).sum(axis=1).max()) * largest << raised
-            constants = self.constants if reach < 1 << 31 and not sums.spare else None
+            # What wraps does so with its bias, which therefore stays in the sums.
+            constants = self.constants if reach < 1 << 31 and not wraps else None
             if constants is not None and constants.common_shift and bias is not None:
                 self.constants, bias = with_bias(constants, bias), None
             self.product = ByteProduct(
@@ -281,7 +283,7 @@ class _Matmul:
     ) -> None:
         saturates = getattr(spec, "overflow", "prove") == "saturate"
         digits: Digits | None = None if saturates or cut is not None else digits_of(left)
-        bytes_do = digits is not None and right_bits <= 8 and not (sums.long and getattr(spec, "inner", 0) > _LONGEST)
+        bytes_do = digits is not None and right_bits <= 8 and getattr(spec, "inner", 0) <= _LONGEST
         self.wrap_bits = spec.accumulator.bits if getattr(spec, "overflow", "prove") == "wrap" else 0
         self.setting, self.heads = setting, spec.heads
         self.constants = None if requantize is None else requantize(bytes_do and not sums.long)

@@ -16,6 +16,7 @@ import triton
 from golden.spec import IntFormat
 from hwsim.execute.cuda import carriers
 from hwsim.execute.cuda.element_kernels import requantize_sums
+from hwsim.execute.cuda.launch import launch
 from hwsim.execute.cuda.product_kernels import exact_product, product
 from hwsim.execute.cuda.requantization import Requantization
 
@@ -187,8 +188,8 @@ class ByteProduct:
         long = self.zeros[0] or (end is not None and end.end.has_table)
         tile = tile_of(inner, self.digits.count, ending_is_long=long)
         shared = self.none
-        grid = (triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns) * batch * heads,)
-        product[grid](
+        launch(
+            product, (triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns) * batch * heads,),
             left, right, self.values, shared if self.bias is None else self.bias, self.zero_a, self.zero_b,
             shared if end is None else end.multiplier, shared if end is None else end.addend,
             shared if end is None else end.shift, shared if end is None else end.end.table, out,
@@ -265,8 +266,8 @@ class ExactProduct:
         start = torch.zeros(columns, dtype=torch.int64, device=self.device) if self.start is None else self.start
         low, high = (0, 0) if self.limits is None else self.limits
         tile = 32
-        grid = (triton.cdiv(rows, tile) * triton.cdiv(columns, tile) * batch * heads,)
-        exact_product[grid](
+        launch(
+            exact_product, (triton.cdiv(rows, tile) * triton.cdiv(columns, tile) * batch * heads,),
             left, right, *self.tables, start, *self.zeros, out, rows, columns, inner, heads,
             *_steps(left)[:3], *_steps(right),
             self.zero_head, *self.offsets, self.guard, low, high,
@@ -278,7 +279,8 @@ class ExactProduct:
 def requantized(sums: torch.Tensor, constants: Requantization, inside_channel: int, wrap_bits: int = 0) -> torch.Tensor:
     """Codes of contiguous int64 sums; see `requantize_sums`."""
     out = carriers.contiguous(sums.shape, constants.end.dtype, sums.device)
-    requantize_sums[(triton.cdiv(sums.numel(), _BLOCK),)](
+    launch(
+        requantize_sums, (triton.cdiv(sums.numel(), _BLOCK),),
         sums, constants.multiplier, constants.addend, constants.shift, constants.end.table, out, sums.numel(),
         inside_channel, constants.channels, 64 - wrap_bits if wrap_bits else 0, constants.highest,
         constants.end.offset, WRAPS=wrap_bits > 0, SHIFT=constants.common_shift,
