@@ -17,6 +17,7 @@ from hwsim.networks.interpret import Interpreter
 from hwsim.networks.load import load_network
 from hwsim.networks.swin_transformer import swin_transformer_graph
 from hwsim.networks.vision_transformer import vision_transformer_graph
+from hwsim.qat.checkpoint import Place, load_checkpoint, save_checkpoint
 from hwsim.qat.distillation import DistillationLoss, dgd_loss, relation_distance
 from hwsim.qat.export import calibration_of, load_trained, save_trained
 from hwsim.qat.network import GraphModule, QuantizedNetwork
@@ -240,6 +241,20 @@ def test_wide_steps_are_learned_relative_to_their_start(small_graph: FloatGraph,
     scale = 1 / np.sqrt(weight.shape[1] * 127)
     expected = (coefficient * slope).sum(axis=1, keepdims=True) * scale * first
     np.testing.assert_allclose(ratio.grad.numpy(), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_checkpoint_holds_what_steps_are_relative_to(
+    small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path
+) -> None:
+    """A machine that observes other first steps goes on with those of the checkpoint."""
+    recipe, settings = q_vit("3/3/3", irm=False), TrainingSettings()
+    saved, other = (network_of(small_graph, recipe, small_images[part]) for part in (slice(0, 12), slice(12, 24)))
+    assert saved.step("norm") != other.step("norm")
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, saved, ParameterUpdate(saved, settings).optimizer, {}, Place(1))
+    load_checkpoint(path, other, ParameterUpdate(other, settings).optimizer, {})
+    for place in saved.bits:
+        assert torch.equal(saved.step(place), other.step(place)), place
 
 
 def test_eight_bits_stay_eight_bits_in_a_short_run() -> None:
