@@ -32,11 +32,18 @@ def write_atomically(path: Path, content: bytes | str) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         with os.fdopen(descriptor, "wb") as file:
             file.write(data)
+            file.flush()
+            # The name must not get there before the bytes, or a power cut leaves an empty file in place of the old one.
+            os.fsync(descriptor)
         mask = os.umask(0)
         os.umask(mask)
         os.chmod(temporary, 0o666 & ~mask)
         os.replace(temporary, path)
-    except OSError as error:
+    except BaseException as error:  # an interrupt leaves nothing behind either
         if temporary is not None:
             Path(temporary).unlink(missing_ok=True)
-        raise HwsimError(f"{path}: cannot be written ({error.strerror}); choose another place or free space") from None
+        if isinstance(error, OSError):
+            raise HwsimError(
+                f"{path}: cannot be written ({error.strerror}); choose another place or free space"
+            ) from None
+        raise

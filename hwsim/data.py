@@ -108,6 +108,8 @@ class ImageSource:
         Images that have the size of the network are taken as they are.
     pixels : ndarray of uint8 [N, H, W, C], optional
         All images at once, of a set that is in memory.
+    files : tuple of Path
+        Of a folder of images, one a file.
     """
 
     path: Path
@@ -116,6 +118,7 @@ class ImageSource:
     labels: Callable[[int], np.ndarray | None]
     ready: bool
     pixels: np.ndarray | None = None
+    files: tuple[Path, ...] = ()
 
 
 def find_images(path: Path, *, part: str = "test", limit: int | None = None) -> ImageSource:
@@ -204,7 +207,7 @@ def _folder_source(folder: Path, limit: int | None) -> ImageSource:
             raise HwsimError(f"{loose[0]}: an image beside class folders; put it into one")
         return np.array([indices[path.parent.relative_to(folder).parts[0]] for path in paths], dtype=np.int64)
 
-    return ImageSource(folder, len(paths), open_image, labels, ready=False)
+    return ImageSource(folder, len(paths), open_image, labels, ready=False, files=tuple(paths))
 
 
 def _fit(image: Image, height: int, width: int, crop_ratio: float) -> Image:

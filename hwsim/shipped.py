@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 from golden.errors import HwsimError
@@ -93,15 +94,35 @@ def ship(program: Program, name: str, folder: Path | None = None) -> Path:
     folder = folder or assets_folder()
     sums = shipped_programs(folder) if (folder / SUMS).exists() else {}
     path = folder / f"{name}.safetensors"
-    draft = folder / f".{name}.draft"
-    save_program(program, draft)
+    draft, new_sums, previous = (folder / f".{name}.{part}" for part in ("draft", "sums", "previous"))
     try:
+        save_program(program, draft)
         content = draft.read_bytes()
+        if len(content) > LARGEST_BYTES:
+            raise HwsimError(f"{name}: the program takes {len(content)} bytes, a shipped one {LARGEST_BYTES} at most")
+        sums[name] = hashlib.sha256(content).hexdigest()
+        write_atomically(new_sums, json.dumps(dict(sorted(sums.items())), indent=2) + "\n")
+        _replace_both(draft, path, new_sums, folder / SUMS, previous)
     finally:
-        draft.unlink(missing_ok=True)
-    if len(content) > LARGEST_BYTES:
-        raise HwsimError(f"{name}: the program takes {len(content)} bytes, a shipped one {LARGEST_BYTES} at most")
-    write_atomically(path, content)
-    sums[name] = hashlib.sha256(content).hexdigest()
-    write_atomically(folder / SUMS, json.dumps(dict(sorted(sums.items())), indent=2) + "\n")
+        for left in (draft, new_sums):
+            left.unlink(missing_ok=True)
     return path
+
+
+def _replace_both(draft: Path, path: Path, new_sums: Path, sums: Path, previous: Path) -> None:
+    """Rename both or neither; everything is written by then, so that no full disk can come between."""
+    existed = path.exists()
+    try:
+        if existed:
+            os.replace(path, previous)
+        os.replace(draft, path)
+        os.replace(new_sums, sums)
+    except BaseException as error:
+        if previous.exists():
+            os.replace(previous, path)
+        elif not existed:
+            path.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise HwsimError(f"{path}: cannot be put there ({error.strerror}); everything is as before") from None
+        raise
+    previous.unlink(missing_ok=True)

@@ -72,6 +72,39 @@ def test_adalog_table(deit_tiny: FloatGraph) -> None:
         networks_of("fq-vit")
 
 
+# Of Table 2 of Q-ViT, as the paper prints them and docs/cost.md has them in bold: MB at 32, 4, 3 and 2 bits, and GFLOPs
+# with the rules that give them.
+Q_VIT_MET = {
+    "deit_small_patch16_224": (
+        {"32-32": "88.2", "4-4": "11.4", "3-3": "8.7", "2-2": "6.0"},
+        {("3-3", "b/32"): "0.4", ("2-2", "2^b/128"): "0.2"},
+    ),
+    "swin_tiny_patch4_window7_224": (
+        {"32-32": "114.2", "2-2": "7.7"},
+        {
+            ("32-32", "b/32"): "4.5",
+            ("32-32", "2^b/128"): "4.5",
+            ("4-4", "b/32"): "0.6",
+            ("4-4", "2^b/128"): "0.6",
+            ("3-3", "2^b/128"): "0.3",
+            ("3-3", "2^b/128, linear layers only"): "0.3",
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", Q_VIT_MET)
+def test_q_vit_table(name: str) -> None:
+    found = compare("q-vit", load_network(name, random_weights=0))
+    sizes, flops = Q_VIT_MET[name]
+    # A Swin's file in float has shift masks, and indices of relative positions in 32 bits.
+    rule = "and float masks, 32-bit indices"
+    assert {each.row: each.ours for each in found if each.rule == rule and each.meets} == sizes
+    shown = ("b/32", "2^b/128", "2^b/128, linear layers only")
+    met = {(each.row, each.rule): each.ours for each in found if each.rule in shown and each.meets}
+    assert met == flops
+
+
 def test_one_wrong_digit_is_seen() -> None:
     right = Comparison("net", "row", "size (MB)", "rule", "11.4", Fraction(113648, 10000))
     assert right.ours == "11.4" and right.meets

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import importlib.util
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -240,6 +244,77 @@ def test_a_program_too_large_is_not_shipped(
     with pytest.raises(HwsimError, match=r"small-4: the program takes \d+ bytes, a shipped one 1000 at most"):
         ship(small_program, "small-4", tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("earlier", [True, False])
+def test_a_failure_ships_nothing(
+    earlier: bool, small_program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither a program without its sum nor a sum without its program, wherever a write or a rename fails."""
+    ship(small_program, "other", tmp_path)
+    if earlier:
+        ship(small_program, "small-4", tmp_path)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    changed = Program(small_program.nodes, small_program.image_size, {**small_program.header, "classes": 6})
+    plain, left = os.replace, 0
+
+    def fail(old: Path, new: Path) -> None:
+        nonlocal left
+        left -= 1
+        if left < 0 and not failed:
+            failed.append(new)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        plain(old, new)
+
+    monkeypatch.setattr(os, "replace", fail)
+    # Two drafts are written; then the program takes its place, of an earlier one maybe, and at last the sums.
+    for good in range(5 if earlier else 4):
+        left, failed = good, list[Path]()
+        with pytest.raises(HwsimError, match="No space left on device"):
+            ship(changed, "small-4", tmp_path)
+        assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    assert failed == [tmp_path / SUMS]
+    ship(changed, "small-4", tmp_path)
+    assert set(shipped_programs(tmp_path)) == {"other", "small-4"}
+    assert load_shipped("small-4", tmp_path).header["classes"] == 6
+    assert {path.name for path in tmp_path.iterdir()} == {SUMS, "other.safetensors", "small-4.safetensors"}
+
+
+def shipping_tool(arguments: list[str], images: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Result:
+    """Run tools/ship_program.py on a folder that stands for the assets, with a few test images."""
+    place = Path(__file__).parents[1] / "tools" / "ship_program.py"
+    spec = importlib.util.spec_from_file_location("ship_program", place)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    test = load_test_set().head(images)
+    monkeypatch.setattr("hwsim.shipped.assets_folder", lambda: tmp_path / "assets")
+    monkeypatch.setattr("hwsim.networks.embedded.load_test_set", lambda: test)
+    return CliRunner().invoke(module.ship_command, arguments)
+
+
+def test_tool_ships_a_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = assets_folder() / "embedded-q-vit-2.safetensors"
+    ran = shipping_tool(["mine", str(path)], 4, tmp_path, monkeypatch)
+    assert ran.exit_code == 0, ran.output
+    assert "embedded, q-vit 2/2/2: top-1 100.00 % of 4 images" in ran.output
+    digest = hashlib.sha256((tmp_path / "assets" / "mine.safetensors").read_bytes()).hexdigest()
+    assert json.loads((tmp_path / "assets" / SUMS).read_text()) == {"mine": digest}
+    assert f"SHA-256 {digest}" in ran.output
+
+
+def test_tool_ships_nothing_that_the_executors_disagree_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = Executor.predict
+
+    def off_by_one(self: Executor, images: np.ndarray, **options: Any) -> np.ndarray:
+        return plain(self, images, **options) + (self.backend == "reference")
+
+    monkeypatch.setattr(Executor, "predict", off_by_one)
+    path = assets_folder() / "embedded-q-vit-2.safetensors"
+    ran = shipping_tool(["mine", str(path)], 2, tmp_path, monkeypatch)
+    assert isinstance(ran.exception, HwsimError)
+    assert "the executors disagree; it is not shipped" in str(ran.exception)
+    assert not (tmp_path / "assets").exists()
 
 
 def test_commands_take_the_name_of_a_shipped_program(

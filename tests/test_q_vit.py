@@ -27,6 +27,9 @@ from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter
 from hwsim.networks.load import float_graph
 from hwsim.program import Program, save_program
+from hwsim.qat.export import calibration_of
+from hwsim.qat.network import QuantizedNetwork
+from hwsim.qat.start import first_grids
 from hwsim.quantize.calibrate import Calibration, calibrate
 from hwsim.quantize.fake_quant import FakeQuantNetwork
 from hwsim.quantize.lowering import lower
@@ -117,6 +120,20 @@ def test_fitted_irm_is_the_least_squares_one(graphs: dict[str, FloatGraph], smal
         assert found["weight"][channel] == pytest.approx(gamma, rel=1e-3)
         assert found["bias"][channel] == pytest.approx(beta, rel=1e-3, abs=1e-4)
     assert fit_irm(fitted, small_images) is fitted
+
+
+def test_fitted_irm_of_constant_channels(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """Queries that are the same for every token: gamma 1, and a beta with which the IRM gives them back."""
+    joint = "blocks.1.attn.qkv"
+    parameters = {name: array.copy() for name, array in small_graph[joint].parameters.items()}
+    parameters["weight"][:24] = 0
+    parameters["bias"][12:24] = parameters["bias"][:12]  # the same in both heads, which share gamma and beta
+    nodes = (replace(node, parameters=parameters) if node.name == joint else node for node in small_graph.nodes)
+    fitted = fit_irm(replace(small_graph, nodes=tuple(nodes)), small_images)
+    found = fitted[f"{Q}_norm"].parameters
+    np.testing.assert_array_equal(found["weight"], np.ones(12))
+    (rectified,) = values_of(fitted, small_images[:4], f"{Q}_norm")
+    np.testing.assert_allclose(rectified, np.broadcast_to(parameters["bias"][:12], rectified.shape), atol=1e-5)
 
 
 # --- the recipe ---
@@ -257,6 +274,39 @@ def test_parts_of_a_projection_are_the_same_network(
     assert np.array_equal(logits[0], logits[1])
     assert codes[0].keys() == codes[1].keys()
     assert all(np.array_equal(codes[0][name], codes[1][name]) for name in codes[0])
+
+
+def test_large_values_waste_no_codes_of_queries_and_keys(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """The codes in front of the IRM span twice what the calibration images showed of the part, whatever the values."""
+    joint = "blocks.1.attn.qkv"
+    parameters = {name: array.copy() for name, array in small_graph[joint].parameters.items()}
+    for array in parameters.values():
+        array[48:] *= 100
+    nodes = (replace(node, parameters=parameters) if node.name == joint else node for node in small_graph.nodes)
+    graph = replace(small_graph, nodes=tuple(nodes))
+    recipe, student = q_vit("2/2/2"), fit_irm(graph, small_images)
+    start = first_grids(student, recipe, small_images, "lsq")
+    trained = calibration_of(QuantizedNetwork(student, recipe, start, 8, torch.device("cpu")), small_images)
+    seen: dict[str, np.ndarray] = {}
+    FakeQuantNetwork(trained).run(small_images, observe=lambda node, x: seen.update({node.name: x.numpy().copy()}))
+    observed = [seen[Q], seen[K]], values_of(student, small_images, Q, K)
+    for calibration, parts in zip((trained, calibrate(graph, small_images, recipe)), observed, strict=True):
+        scales = lower(calibration).header["scales"]
+        for name, values in zip((Q, K), parts, strict=True):
+            scale = scales[f"{joint}.{name[-1]}"]["scale"]
+            assert scale == pytest.approx(2 * float(np.ptp(values)) / 4095, rel=1e-3)
+
+
+def test_joint_projection_is_carried_as_a_whole(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """Where the values stay in float too, one unit carries all parts."""
+    recipe = q_vit("4/4/4")
+    recipe = replace(recipe, points={role: each for role, each in recipe.points.items() if role != "value"})
+    calibration = calibrate(small_graph, small_images, recipe)
+    assert not split_projections(calibration).ranges.keys() & {Q, K}
+    program = lower(calibration)
+    assert "blocks.1.attn.qkv" in {node.name for node in program.nodes}
+    for point in audit(calibration, program, small_images).points:
+        assert point.local.largest <= 1, point
 
 
 def test_projections_of_one_width_stay_joint(small_graph: FloatGraph, small_images: np.ndarray) -> None:

@@ -11,14 +11,18 @@ import pytest
 import torch
 
 from golden.errors import HwsimError
+from hwsim.networks.embedded import load_calibration_set
 from hwsim.networks.graph import FloatGraph
 from hwsim.networks.interpret import Interpreter
+from hwsim.networks.load import load_network
 from hwsim.networks.swin_transformer import swin_transformer_graph
 from hwsim.networks.vision_transformer import vision_transformer_graph
+from hwsim.qat.checkpoint import Place, load_checkpoint, save_checkpoint
 from hwsim.qat.distillation import DistillationLoss, dgd_loss, relation_distance
 from hwsim.qat.export import calibration_of, load_trained, save_trained
 from hwsim.qat.network import GraphModule, QuantizedNetwork
-from hwsim.qat.settings import full_bits
+from hwsim.qat.optimizer import ParameterUpdate
+from hwsim.qat.settings import TrainingSettings, full_bits
 from hwsim.qat.start import first_grids
 from hwsim.quantize.adalog import repq_vit
 from hwsim.quantize.calibrate import Calibration
@@ -200,10 +204,84 @@ def test_steps_start_at_the_published_formula(small_graph: FloatGraph, small_ima
 def test_steps_stay_positive(small_graph: FloatGraph, small_images: np.ndarray) -> None:
     network = network_of(small_graph, q_vit("2/2/2"), small_images)
     with torch.no_grad():
-        for step in network.steps():
-            step.fill_(-1.0)
+        for key, tensor in network.named_tensors().items():
+            if key.rpartition(".")[2].startswith("step"):
+                tensor.fill_(-1.0)
     network.keep_steps_positive()
-    assert all(bool((step == SMALLEST_STEP).all()) for step in network.steps())
+    for place, bits in network.bits.items():
+        got = network.step(place).detach().numpy()
+        np.testing.assert_allclose(got, SMALLEST_STEP, rtol=0 if bits == 2 else 1e-6, err_msg=place)
+
+
+def test_wide_steps_are_learned_relative_to_their_start(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """The parameter of an 8-bit step is its ratio to the first one, with the gradient of the chain rule."""
+    recipe = q_vit("3/3/3", irm=False)
+    start = first_grids(small_graph, recipe, small_images, "lsq")
+    network = QuantizedNetwork(small_graph, recipe, start, 8, CPU)
+    places = ("image", "patch_embed.proj.weight", "head.weight")
+    wide = {place for place, bits in network.bits.items() if bits == 8}
+    assert wide == {*places, "norm"}  # what the head reads
+    tensors = network.named_tensors()
+    ratio, narrow = tensors["patch_embed.proj.weight.step_ratio"], tensors["blocks.0.mlp.fc1.weight.step"]
+    first = start.weights["patch_embed.proj"][:, None]
+    np.testing.assert_array_equal(ratio.detach().numpy(), np.ones_like(first))
+    np.testing.assert_array_equal(network.step("patch_embed.proj.weight").detach().numpy(), first)
+    np.testing.assert_array_equal(narrow.detach().numpy(), start.weights["blocks.0.mlp.fc1"][:, None])
+    with torch.no_grad():
+        ratio *= 1.25
+    np.testing.assert_allclose(network.step("patch_embed.proj.weight").detach().numpy(), 1.25 * first, rtol=1e-6)
+    # LSQ's gradient of the step (its Eq. 3, by hand in float64), times what the step moves with the ratio.
+    weight = small_graph["patch_embed.proj"].parameters["weight"].astype(np.float64)
+    step = network.step("patch_embed.proj.weight").detach().numpy().astype(np.float64)
+    coefficient = np.random.default_rng(0).normal(size=weight.shape)
+    used = network.parameters_of(small_graph["patch_embed.proj"])["weight"]
+    (used * torch.from_numpy(coefficient.astype(np.float32))).sum().backward()
+    position = weight / step
+    slope = np.where(np.abs(position) > 127, np.sign(position) * 127, np.round(position) - position)
+    scale = 1 / np.sqrt(weight.shape[1] * 127)
+    expected = (coefficient * slope).sum(axis=1, keepdims=True) * scale * first
+    np.testing.assert_allclose(ratio.grad.numpy(), expected, rtol=1e-3, atol=1e-7)
+
+
+def test_checkpoint_holds_what_steps_are_relative_to(
+    small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path
+) -> None:
+    """A machine that observes other first steps goes on with those of the checkpoint."""
+    recipe, settings = q_vit("3/3/3", irm=False), TrainingSettings()
+    saved, other = (network_of(small_graph, recipe, small_images[part]) for part in (slice(0, 12), slice(12, 24)))
+    assert saved.step("norm") != other.step("norm")
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, saved, ParameterUpdate(saved, settings).optimizer, {}, Place(1))
+    load_checkpoint(path, other, ParameterUpdate(other, settings).optimizer, {})
+    for place in saved.bits:
+        assert torch.equal(saved.step(place), other.step(place)), place
+
+
+def test_eight_bits_stay_eight_bits_in_a_short_run() -> None:
+    """The first and the last layer use their codes after 20 steps at a rate as large as their steps."""
+    graph, found = load_network("embedded"), load_calibration_set()
+    assert found.labels is not None
+    images, labels = found.images[:16], torch.from_numpy(found.labels[:16].astype(np.int64))
+    network = network_of(graph, q_vit("4/4/4", irm=False), images)
+    before = calibration_of(network, images).weights
+    update = ParameterUpdate(network, TrainingSettings(learning_rate=2e-3))
+    x = Interpreter(graph).load(images)
+    for step in range(20):
+        chosen = torch.arange(2) + 2 * (step % 8)
+        update.clear()
+        torch.nn.functional.cross_entropy(network(x[chosen])[0], labels[chosen]).backward()
+        update.gather()
+        update.step(2e-3)
+        network.keep_steps_positive()
+    calibration = calibration_of(network, images)
+    for layer in ("patch_embed.proj", "head"):
+        first, last = (np.abs(weights[layer].codes).max(axis=1) for weights in (before, calibration.weights))
+        assert np.median(first) >= 127
+        assert np.median(last) > 100, (layer, last)
+    (image,) = (node.name for node in graph.nodes if node.role == "input")
+    codes: dict[str, np.ndarray] = {}
+    FakeQuantNetwork(calibration).run(images, codes)
+    assert np.ptp(codes[image]) > 200
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import re
+import shutil
 import signal
 import socket
 import struct
@@ -17,19 +19,25 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 from safetensors.numpy import load_file
 
 from golden.errors import HwsimError
 from hwsim.cli import cli
+from hwsim.execute import Executor
 from hwsim.networks.embedded import load_calibration_set
 from hwsim.networks.fashion_mnist import IDX_NAMES
 from hwsim.networks.load import load_network
 from hwsim.program import load_program
 from hwsim.qat.ablation import Ablation, Run, frame, markdown, runs
+from hwsim.qat.export import load_trained
 from hwsim.qat.measure import Accuracy
 from hwsim.qat.settings import TrainingSettings
+from hwsim.quantize.lowering import lower
 
 SETTINGS = TrainingSettings(epochs=2, batch=8)
+# Of the runs in two processes, and of those that they are compared with.
+TWO = ("--epochs", "1", "--no-irm", "--on-images", "1")
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +68,7 @@ def invoke(*arguments: str) -> str:
 def test_killed_command_goes_on_to_the_same_bits(fashion: Path, tmp_path: Path) -> None:
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     output = invoke(*command(fashion, whole))
+    assert [line.split(":")[0] for line in output.splitlines() if "loss" in line] == ["epoch 1/2", "epoch 2/2"]
     assert "top-1 on 40 images: float" in output and "fake-quantized" in output and "integer" in output
     result = json.loads((whole / "result.json").read_text())
     assert result["images"] == 40 and 0 <= result["integer_top1"] <= 100
@@ -79,16 +88,14 @@ def test_killed_command_goes_on_to_the_same_bits(fashion: Path, tmp_path: Path) 
         assert (cut / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_two_processes_train_as_one(fashion: Path, tmp_path: Path) -> None:
-    """Shares of every batch, averaged gradients: but for the order of the sums the same as in one process."""
-    options = ("--epochs", "1", "--no-irm", "--on-images", "1")
+def start_both(data: Path, output: Path, *more: str) -> list[subprocess.Popen[bytes]]:
+    """The command in two processes, as torchrun starts them."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    both = tmp_path / "both"
-    started = [
+    return [
         subprocess.Popen(
-            [sys.executable, "-m", "hwsim", *command(fashion, both, *options)],
+            [sys.executable, "-m", "hwsim", *command(data, output, *TWO, *more)],
             env={
                 **os.environ,
                 "RANK": str(rank),
@@ -103,29 +110,105 @@ def test_two_processes_train_as_one(fashion: Path, tmp_path: Path) -> None:
         )
         for rank in (0, 1)
     ]
+
+
+def finish(started: list[subprocess.Popen[bytes]]) -> list[tuple[str, str]]:
+    """What each wrote to standard output and to standard error."""
     written = [process.communicate(timeout=200) for process in started]
     assert [process.returncode for process in started] == [0, 0], written
-    assert "trained:" in written[0][0].decode() and not written[1][0]  # the first one alone writes
+    return [(out.decode(), err.decode()) for out, err in written]
+
+
+@pytest.fixture(scope="module")
+def both(fashion: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[str, str]]]:
+    """Folder of a run of two processes, and what they wrote."""
+    folder = tmp_path_factory.mktemp("both")
+    return folder, finish(start_both(fashion, folder))
+
+
+def test_two_processes_train_as_one(fashion: Path, tmp_path: Path, both: tuple[Path, list[tuple[str, str]]]) -> None:
+    """Shares of every batch, averaged gradients: but for the order of the sums the same as in one process."""
+    folder, written = both
+    assert "trained:" in written[0][0] and not written[1][0]  # the first one alone writes
+    assert "epoch 1/1: loss" in written[0][1] and "epoch" not in written[1][1]
     alone = tmp_path / "alone"
-    invoke(*command(fashion, alone, *options))
+    invoke(*command(fashion, alone, *TWO))
     other = tmp_path / "other"
-    invoke(*command(fashion, other, *options, "--seed", "1"))
+    invoke(*command(fashion, other, *TWO, "--seed", "1"))
     start = {
         f"{node.name}:{name}": array
         for node in load_network("embedded").nodes
         for name, array in node.parameters.items()
     }
-    found = {folder: load_file(folder / "trained.safetensors") for folder in (both, alone, other)}
+    found = {each: load_file(each / "trained.safetensors") for each in (folder, alone, other)}
 
     def distance(first: dict[str, np.ndarray], second: dict[str, np.ndarray]) -> float:
         return sum(float(np.abs(first[key] - second[key]).sum(dtype=np.float64)) for key in start)
 
     # As a share of the way from the float network. A seed of its own, and so other batches, goes another way.
     way = distance(found[alone], start)
-    assert distance(found[both], found[alone]) < 0.02 * way
+    assert distance(found[folder], found[alone]) < 0.02 * way
     assert distance(found[other], found[alone]) > 0.4 * way
-    rows = [(folder / "log.csv").read_text().splitlines()[1].split(",")[1:5] for folder in (both, alone)]
+    rows = [(each / "log.csv").read_text().splitlines()[1].split(",")[1:5] for each in (folder, alone)]
     np.testing.assert_allclose(*[[float(value) for value in row] for row in rows], rtol=2e-3)
+
+
+def test_two_killed_processes_go_on_to_the_same_bits(
+    fashion: Path, tmp_path: Path, both: tuple[Path, list[tuple[str, str]]]
+) -> None:
+    started = start_both(fashion, tmp_path, "--checkpoint-every", "1")
+    while not (tmp_path / "checkpoint.safetensors").exists():
+        assert all(process.poll() is None for process in started), [process.communicate() for process in started]
+        time.sleep(0.002)
+    for process in started:
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "trained.safetensors").exists()
+    finish(start_both(fashion, tmp_path, "--resume"))
+    for name in ("trained.safetensors", "program.safetensors", "result.json"):
+        assert (tmp_path / name).read_bytes() == (both[0] / name).read_bytes()
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning")
+def test_folder_of_images_trains(fashion: Path, tmp_path: Path) -> None:
+    """Class folders of pictures of another size, from the command to its program."""
+    found = load_calibration_set()
+    assert found.labels is not None
+    for index, label in enumerate(found.labels[:24]):
+        (tmp_path / "pictures" / str(label)).mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(found.images[index, ..., 0]).resize((40, 36))
+        picture.save(tmp_path / "pictures" / str(label) / f"{index}.png")
+    folder = tmp_path / "out"
+    more = ("--epochs", "1", "--no-dgd", "--workers", "1", "--on", str(tmp_path / "pictures"))
+    output = invoke(*command(tmp_path / "pictures", folder, *more))
+    assert "top-1 on 24 images: float" in output
+    (loss,) = re.findall(r"^epoch 1/1: loss (\S+)$", output, re.MULTILINE)  # no terminal: a line an epoch
+    row = (folder / "log.csv").read_text().splitlines()[1].split(",")
+    assert float(loss) == pytest.approx(float(row[1]), abs=6e-5)
+    _, training = load_trained(folder / "trained.safetensors")
+    assert (training["training_images"], training["augmentation"]) == (24, "flip,crop=0.08")
+    assert load_program(folder / "program.safetensors").recipe == "q-vit 2/2/2"
+
+
+def test_swin_trains_to_a_program(fashion: Path, tmp_path: Path) -> None:
+    """Windows, shifts and patch merging through training, the trained file and both executors."""
+    arguments = command(fashion, tmp_path, "--epochs", "1", "--bits", "3", "--on-images", "2")
+    arguments[1] = "embedded-swin"
+    invoke(*arguments)
+    calibration, training = load_trained(tmp_path / "trained.safetensors")
+    assert (training["network"], training["recipe"]) == ("embedded-swin", "q-vit 3/3/3")
+    start = load_network("embedded-swin")
+    for name in ("layers.0.blocks.1.attn.qkv", "layers.1.downsample.reduction"):
+        before, after = (graph[name].parameters["weight"] for graph in (start, calibration.graph))
+        assert not np.array_equal(before, after)
+    images = load_calibration_set().images[:2]
+    program = load_program(tmp_path / "program.safetensors")
+    logits = [
+        Executor(each, backend).predict(images)
+        for each, backend in ((program, "numba"), (program, "reference"), (lower(calibration), "numba"))
+    ]
+    np.testing.assert_array_equal(logits[0], logits[1])
+    np.testing.assert_array_equal(logits[0], logits[2])
 
 
 @pytest.mark.parametrize(
@@ -206,20 +289,49 @@ def test_table_of_an_ablation(tmp_path: Path) -> None:
 
 
 def test_runs_are_not_repeated_and_not_mixed(fashion: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, out = tmp_path / "data", tmp_path / "out"
+    shutil.copytree(fashion, data)
     options = [
         *("qat-ablation", "--widths", "2", "--seeds", "0", "--parts", "irm", "--epochs", "1", "--batch", "8"),
-        *("--calibration-images", "8", "--on-images", "20", "--device", "cpu", "--data", str(fashion)),
-        *("-o", str(tmp_path)),
+        *("--calibration-images", "8", "--on-images", "20", "--device", "cpu", "--data", str(data)),
+        *("-o", str(out)),
     ]
     output = invoke(*options)
     assert "Ablation of Q-ViT" in output and "embedded-2bit-irm-seed0: done" in output
-    folder = tmp_path / "embedded-2bit-irm-seed0"
+    folder = out / "embedded-2bit-irm-seed0"
     assert Accuracy.load(folder) is not None and (folder / "program.safetensors").exists()
-    written = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    written = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
     monkeypatch.setattr(
         "concurrent.futures.ProcessPoolExecutor.submit", lambda *arguments: pytest.fail("trained again")
     )
     assert "done" not in invoke(*options)
-    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == written
+    assert {path: path.read_bytes() for path in out.rglob("*") if path.is_file()} == written
     result = CliRunner().invoke(cli, [*options, "--lr", "1e-3"])
     assert "its runs have learning rate 0.0002, not 0.001; give another folder" in str(result.exception)
+    settings = json.loads((out / "settings.json").read_text())
+    for field, message in (
+        ("weights_of_embedded", "its runs have weights of embedded other, not "),
+        ("training_data_of_embedded", "its runs have training data of embedded other, not "),
+    ):
+        (out / "settings.json").write_text(json.dumps({**settings, field: "other"}))
+        with pytest.raises(HwsimError, match=message):
+            CliRunner().invoke(cli, options, catch_exceptions=False)
+    # As written before there were these fields.
+    old = {field: value for field, value in settings.items() if not field.endswith("_of_embedded")}
+    (out / "settings.json").write_text(json.dumps(old))
+    with pytest.raises(HwsimError, match="does not say which data its runs saw"):
+        CliRunner().invoke(cli, options, catch_exceptions=False)
+    (out / "settings.json").write_text(json.dumps(settings))
+    # Another image in the same folder.
+    place = data / f"{IDX_NAMES[0]}.gz"
+    content = bytearray(gzip.decompress(place.read_bytes()))
+    content[-400] ^= 1
+    place.write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(HwsimError, match=r"its runs have training data of embedded .*, not .*; give another folder"):
+        CliRunner().invoke(cli, options, catch_exceptions=False)
+    # Another network beside them is welcome.
+    ablation_in(tmp_path / "two", data=fashion).claim(["embedded"])
+    ablation_in(tmp_path / "two", data=fashion).claim(["embedded-swin"])
+    names = {field for field in json.loads((tmp_path / "two" / "settings.json").read_text()) if "_of_" in field}
+    kinds = ("weights_of", "training_data_of")
+    assert names == {f"{kind}_{network}" for kind in kinds for network in ("embedded", "embedded-swin")}

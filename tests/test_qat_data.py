@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,33 @@ def test_folder_batches(small_graph: FloatGraph, image_folder: Path) -> None:
     assert not torch.equal(next(batches("crop=0.3,flip").epoch(3, 0))[0], whole[0][0])
     plain = next(batches("none").epoch(0, 0))[0]
     assert torch.equal(plain, next(batches("none").epoch(0, 0))[0])
+
+
+def test_folders_of_the_same_labels_are_told_apart(small_graph: FloatGraph, image_folder: Path, tmp_path: Path) -> None:
+    def fingerprint(folder: Path) -> str:
+        batches = FolderBatches(small_graph, find_images(folder), 4, Augmentation(), 0, CPU, workers=0)
+        assert training_data(small_graph, folder).fingerprint(7) == batches.fingerprint
+        return batches.fingerprint
+
+    copy = tmp_path / "copy"
+    shutil.copytree(image_folder, copy)
+    # Where the folder lies does not matter.
+    assert fingerprint(copy) == fingerprint(image_folder)
+    (copy / "3" / "1.png").rename(copy / "3" / "2.png")
+    assert fingerprint(copy) != fingerprint(image_folder)
+    (copy / "3" / "2.png").rename(copy / "3" / "1.png")
+    assert fingerprint(copy) == fingerprint(image_folder)
+    Image.fromarray(np.zeros((30, 36, 3), np.uint8)).save(copy / "3" / "1.png")
+    assert fingerprint(copy) != fingerprint(image_folder)
+
+
+def test_order_is_the_same_on_every_device(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """Torch's device without memory draws nothing: only the augmentation may ask a device for random numbers."""
+    meta = torch.device("meta")
+    plain = ArrayBatches(small_graph, image_set(small_images), 8, Augmentation(), 3, meta)
+    assert [x.shape for x, _ in plain.epoch(0, 0)] == [(8, 16, 16, 3)] * 3
+    changed = ArrayBatches(small_graph, image_set(small_images), 8, Augmentation(shift=1), 3, meta)
+    assert (plain.augmentation_device, changed.augmentation_device) == ("cpu", "meta")
 
 
 def test_bad_data_is_refused(

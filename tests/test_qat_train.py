@@ -19,6 +19,7 @@ from hwsim.data import ImageSet
 from hwsim.execute import Executor
 from hwsim.networks.graph import FloatGraph
 from hwsim.qat import step as training_step
+from hwsim.qat import trainer as trainer_module
 from hwsim.qat.data import Batches, TrainingData
 from hwsim.qat.distributed import Processes, processes
 from hwsim.qat.export import load_trained
@@ -155,6 +156,7 @@ def test_checkpoint_of_another_run_is_refused(
     folder = trained[0]
     content = (folder / "checkpoint.safetensors").read_bytes()
     other = replace(trainer.graph, nodes=tuple(_louder(node) for node in trainer.graph.nodes))
+    data, turned = labelled(small_images), small_images[::-1].copy()
     for run, message in (
         (lambda: trainer(folder, replace(SETTINGS, epochs=3)), "this run has epochs 3, the checkpoint 2"),
         (lambda: trainer(folder, replace(SETTINGS, seed=1)), "has seed 1, the checkpoint 0"),
@@ -167,7 +169,9 @@ def test_checkpoint_of_another_run_is_refused(
             "recipe q-vit 3/3/3 no irm, the checkpoint q-vit 3/3/3",
         ),
         (lambda: trainer(folder, data=labelled(small_images[::-1])), "this run has data"),
+        (lambda: trainer(folder, data=Elsewhere(labelled(small_images))), "augmentation device cuda, .* cpu"),
         (lambda: Trainer(other, small_images)(folder), "this run has weights"),
+        (lambda: Trainer(trainer.graph, turned)(folder, data=data), "this run has calibration images"),
         (lambda: Trainer(replace(other, name="large"), small_images)(folder), "network large, the checkpoint small"),
         (lambda: trainer(tmp_path / "new", resume=True), "there is no checkpoint to resume"),
     ):
@@ -188,19 +192,32 @@ def _louder(node: Any) -> Any:
 
 
 @dataclass
-class Poisoned:
-    """Data whose images are NaN in one step of the second epoch."""
+class Elsewhere:
+    """Data as it is augmented on a GPU."""
 
     data: TrainingData
-    step: int
 
     def batches(self, *arguments: Any) -> Batches:
         batches = self.data.batches(*arguments)
-        plain, bad = batches.epoch, self.step
+        batches.augmentation_device = "cuda"
+        return batches
+
+
+@dataclass
+class Poisoned:
+    """Data whose images are NaN in one step of an epoch, the second one."""
+
+    data: TrainingData
+    step: int
+    epoch: int = 1
+
+    def batches(self, *arguments: Any) -> Batches:
+        batches = self.data.batches(*arguments)
+        plain, bad, poisoned = batches.epoch, self.step, self.epoch
 
         def epoch(number: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
             for index, (x, labels) in enumerate(plain(number, start), start + 1):
-                yield (x * float("nan") if (number, index) == (1, bad) else x), labels
+                yield (x * float("nan") if (number, index) == (poisoned, bad) else x), labels
 
         batches.epoch = epoch  # type: ignore[method-assign]
         return batches
@@ -219,6 +236,44 @@ def test_loss_that_is_not_finite_keeps_the_last_good_checkpoint(
     trainer(tmp_path, progress=seen.append)  # what was good is not lost
     assert (seen[0].epoch, seen[0].step) == (1, 2)
     assert (tmp_path / "trained.safetensors").read_bytes() == (trained[0] / "trained.safetensors").read_bytes()
+
+
+def test_bad_loss_ends_a_long_epoch_early(
+    trainer: Trainer, small_images: np.ndarray, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """300 steps an epoch, and no checkpoint in between."""
+    assert trainer_module.LOOK_EVERY == 100
+    monkeypatch.setattr(trainer_module, "LOOK_EVERY", 10)
+    data = labelled(np.tile(small_images, (25, 1, 1, 1)))
+    seen: list[int] = []
+    settings = replace(SETTINGS, batch=2, distillation=False, dgd=0.0, augmentation=Augmentation())
+    message = r"in epoch 1, step 5 of 300 at a learning rate of 0\.002; nothing was written"
+    with pytest.raises(HwsimError, match=message):
+        trainer(
+            tmp_path,
+            settings,
+            q_vit("3/3/3", irm=False),
+            Poisoned(data, 5, epoch=0),
+            progress=lambda event: seen.append(event.step),
+        )
+    assert seen == list(range(1, 10))
+
+
+def test_starting_over_removes_what_an_earlier_run_left(trainer: Trainer, tmp_path: Path) -> None:
+    outputs = ("checkpoint.safetensors", "trained.safetensors", "program.safetensors", "result.json", "log.csv")
+    for name in (*outputs, "notes.txt"):
+        (tmp_path / name).write_text("old")
+
+    def stop(event: Event) -> None:
+        raise Killed
+
+    with pytest.raises(HwsimError, match=r"checkpoint\.safetensors"):
+        trainer(tmp_path)
+    assert all((tmp_path / name).read_text() == "old" for name in outputs)
+    with pytest.raises(Killed):
+        trainer(tmp_path, progress=stop, resume=False, checkpoint_every=1)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint.safetensors", "notes.txt"}
+    assert (tmp_path / "checkpoint.safetensors").stat().st_size > 1000
 
 
 def test_diverging_run_says_where(trainer: Trainer, tmp_path: Path) -> None:

@@ -168,6 +168,7 @@ def train_quantized_command(
     from hwsim.program import save_program
     from hwsim.qat.data import training_data
     from hwsim.qat.distributed import processes
+    from hwsim.qat.files import PROGRAM, TRAINED
     from hwsim.qat.measure import Accuracy, fake_quant_top1, float_top1, integer_top1
     from hwsim.qat.settings import full_bits
     from hwsim.qat.trainer import Plan, train
@@ -191,9 +192,9 @@ def train_quantized_command(
     if calibration is None:
         return
     program = lower(calibration)
-    save_program(program, folder / "program.safetensors")
-    click.echo(f"trained: {folder / 'trained.safetensors'}")
-    click.echo(f"program: {folder / 'program.safetensors'}")
+    save_program(program, folder / PROGRAM)
+    click.echo(f"trained: {folder / TRAINED}")
+    click.echo(f"program: {folder / PROGRAM}")
     if on_data is None and graph.name not in embedded.NETWORKS:
         click.echo("accuracy: not measured, give images with --on FOLDER")
         return
@@ -213,13 +214,16 @@ def train_quantized_command(
 
 @contextmanager
 def _training_bar(name: str, shown: bool) -> Iterator[Progress | None]:
-    """A bar over all steps, with epoch, step and loss; None where nobody would see it."""
+    """A bar over all steps, with epoch, step and loss; off a terminal, as in a log file, a line an epoch instead."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
-    if not shown or not console.is_terminal:
+    if not shown:
         yield None
+        return
+    if not console.is_terminal:
+        yield _print_epoch
         return
     columns = (
         TextColumn("training {task.fields[name]}"),
@@ -241,6 +245,11 @@ def _training_bar(name: str, shown: bool) -> Iterator[Progress | None]:
             bar.update(task, total=event.epochs * event.steps, completed=done, place=place)
 
         yield tell
+
+
+def _print_epoch(event: Event) -> None:
+    if event.step == event.steps and event.loss is not None:
+        click.echo(f"epoch {event.epoch + 1}/{event.epochs}: loss {event.loss:.4f}", err=True)
 
 
 @click.command("qat-ablation")

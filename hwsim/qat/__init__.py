@@ -6,4 +6,5 @@ network       the trainable network                  distillation  the losses of
 step          forward, backward, optimizer           trainer       epochs, log, checkpoints
 checkpoint    files that resume a run                export        trained network -> calibration, and its file
 distributed   several processes under torchrun       ablation      many runs and their table
+files         names in the folder of a run
 """

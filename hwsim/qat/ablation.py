@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from golden.errors import HwsimError
 from golden.files import write_atomically
 from hwsim.networks import embedded
+from hwsim.qat.files import PROGRAM, TRAINED
 from hwsim.qat.settings import TrainingSettings, full_bits
 
 if TYPE_CHECKING:
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
 # IRM and DGD of each part of the table, by its label.
 PARTS = {"baseline": (False, False), "irm": (True, False), "dgd": (False, True), "irm+dgd": (True, True)}
-PROGRAM = "program.safetensors"
 SETTINGS = "settings.json"
+# Fields of the settings' file, with the name of a network behind.
+OF_NETWORK = ("weights_of_", "training_data_of_")
 
 
 @dataclass(frozen=True)
@@ -119,8 +121,13 @@ class Ablation:
         """Settings of a run."""
         return replace(self.settings, seed=run.seed, dgd=self.settings.dgd if PARTS[run.part][1] else 0.0)
 
-    def claim(self) -> None:
-        """Write the settings into the folder, or see that they are those of the runs in it.
+    def claim(self, networks: Sequence[str]) -> None:
+        """Write settings, weights and data into the folder, or see that they are those of the runs in it.
+
+        Parameters
+        ----------
+        networks : sequence of str
+            Of the runs.
 
         Raises
         ------
@@ -130,17 +137,34 @@ class Ablation:
         path = self.folder / SETTINGS
         shared = {"calibration_images": self.calibration_images, "images": self.images, "on_images": self.on_images}
         mine = {**self.settings.record(), **shared}
+        for network in dict.fromkeys(networks):
+            mine |= self._identity(network)
         try:
             found = json.loads(path.read_text()) if path.exists() else mine
-        except (OSError, ValueError) as error:
+            # A folder may get runs of another network later; what earlier versions wrote has none at all.
+            known = [field for field in mine if field in found or not field.startswith(OF_NETWORK)]
+        except (OSError, ValueError, TypeError) as error:
             raise HwsimError(f"{path}: damaged ({error}); give another folder with -o") from None
-        for field, value in mine.items():
+        if not any(field.startswith(OF_NETWORK) for field in found):
+            raise HwsimError(f"{path}: does not say which data its runs saw; give another folder with -o")
+        for field in known:
+            value = mine[field]
             if found.get(field) != value:
                 raise HwsimError(
                     f"{self.folder}: its runs have {field.replace('_', ' ')} {found.get(field)}, not {value}; give "
                     "another folder with -o, or the same options"
                 )
-        write_atomically(path, json.dumps(mine, indent=1) + "\n")
+        write_atomically(path, json.dumps({**found, **mine}, indent=1) + "\n")
+
+    def _identity(self, network: str) -> dict[str, str]:
+        """What tells the weights of a network, and the images that it is trained on, from others."""
+        from hwsim.networks.load import load_network
+        from hwsim.qat.checkpoint import graph_digest
+        from hwsim.qat.data import training_data
+
+        graph = load_network(network)
+        data = training_data(graph, self.data, self.images).fingerprint(graph.classes)
+        return {f"{OF_NETWORK[0]}{network}": graph_digest(graph), f"{OF_NETWORK[1]}{network}": data}
 
     def train(self, chosen: Sequence[Run], jobs: int, tell: Callable[[Run, str | None], None]) -> None:
         """Train what is not done, so many runs at a time.
@@ -158,7 +182,7 @@ class Ablation:
         HwsimError
             The folder holds runs of other settings.
         """
-        self.claim()
+        self.claim([run.network for run in chosen])
         left = [run for run in chosen if not _is_done(self, run)]
         if not left:
             return
@@ -182,7 +206,6 @@ class Ablation:
         from hwsim.program import save_program
         from hwsim.qat.export import load_trained
         from hwsim.qat.measure import Accuracy, integer_top1
-        from hwsim.qat.trainer import TRAINED
         from hwsim.quantize.lowering import lower
 
         for run in chosen:

@@ -54,6 +54,11 @@ def graph_digest(graph: FloatGraph) -> str:
     return digest.hexdigest()[:16]
 
 
+def _tensors(network: QuantizedNetwork) -> dict[str, torch.Tensor]:
+    """Parameters, and the first steps that some are relative to: another machine may observe them a bit off."""
+    return network.named_tensors() | {f"{place}.step_start": start for place, start in network.starts().items()}
+
+
 def save_checkpoint(
     path: Path,
     network: QuantizedNetwork,
@@ -74,7 +79,7 @@ def save_checkpoint(
         The file cannot be written.
     """
     state = optimizer.state_dict()
-    arrays = {f"network:{key}": tensor.detach().cpu().numpy() for key, tensor in network.named_tensors().items()}
+    arrays = {f"network:{key}": tensor.detach().cpu().numpy() for key, tensor in _tensors(network).items()}
     counts: list[Any] = []
     for index, tensors in state["state"].items():
         arrays |= {f"optimizer:{index}:{name}": tensor.cpu().numpy() for name, tensor in tensors.items()}
@@ -112,7 +117,7 @@ def load_checkpoint(
                 f"{path}: this run has {field.replace('_', ' ')} {value}, the checkpoint {stored.get(field)}; give "
                 "another folder with -o, the same options, or --fresh to start over"
             )
-    tensors = network.named_tensors()
+    tensors = _tensors(network)
     found = {key.partition(":")[2]: array for key, array in arrays.items() if key.startswith("network:")}
     if set(found) != set(tensors) or any(found[key].shape != tuple(tensors[key].shape) for key in tensors):
         raise HwsimError(f"{path}: its parameters are not those of {network.graph.name}; {REMEDY}")

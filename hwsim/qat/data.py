@@ -2,7 +2,9 @@
 
 No generator lives from one step to the next: the order of an epoch comes from (seed, epoch), the augmentation of a
 group of steps from (seed, epoch, group), that of an image of a folder from (seed, epoch, image). A run that goes on
-from a checkpoint therefore sees the very batches that it would have seen, and so does each of several processes.
+from a checkpoint therefore sees the very batches that it would have seen, and so does each of several processes. The
+order is drawn on the CPU and is the same everywhere; arrays are augmented by random numbers of the device, whose kind
+then belongs to the run.
 """
 
 from __future__ import annotations
@@ -53,11 +55,14 @@ class Batches(Protocol):
     images : int
     fingerprint : str
         Tells two data sets apart.
+    augmentation_device : str
+        Kind of device whose random numbers change the images: "cpu" where nothing is drawn on another one.
     """
 
     steps: int
     images: int
     fingerprint: str
+    augmentation_device: str
 
     def epoch(self, number: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Normalised images float32 [B, H, W, C] and labels int64 [B], from a step of an epoch on."""
@@ -101,7 +106,7 @@ class ArrayBatches:
     augmentation : Augmentation
     seed : int
     device : torch.device
-        The random numbers are those of its kind: a CPU and a GPU see different augmentations.
+        The augmentation takes random numbers of its kind: a CPU and a GPU see different ones, in the same order.
     part : Part
 
     Raises
@@ -130,7 +135,8 @@ class ArrayBatches:
         self._images = torch.tensor(np.ascontiguousarray(images.images), device=device)
         self._labels = torch.tensor(images.labels, dtype=torch.int64, device=device)
         self._pixels = torch.from_numpy(normalised_pixels(graph)).to(device)
-        self.fingerprint = _fingerprint(images.images, images.labels)
+        self.fingerprint = fingerprint(images.images, images.labels)
+        self.augmentation_device = "cpu" if augmentation == Augmentation() else device.type
 
     def _augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
         change = self.augmentation
@@ -146,10 +152,9 @@ class ArrayBatches:
 
     def epoch(self, number: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches`."""
-        generator = torch.Generator(self.device)
-        order = torch.randperm(
-            self.images, generator=generator.manual_seed(seeded(ORDER, self.seed, number)), device=self.device
-        )
+        generator = torch.Generator(self.augmentation_device)
+        shuffle = torch.Generator().manual_seed(seeded(ORDER, self.seed, number))
+        order = torch.randperm(self.images, generator=shuffle).to(self.device)
         group = max(1, AUGMENTED_AT_ONCE // self.batch)
         share = self.batch // self.part.count
         for first in range(start - start % group, self.steps, group):
@@ -202,7 +207,8 @@ class FolderBatches:
         self.workers = workers
         self._dataset = _FolderImages(source, labels, graph.image_size, graph.crop_ratio, augmentation, seed)
         self._pixels = torch.from_numpy(normalised_pixels(graph)).to(device)
-        self.fingerprint = _fingerprint(labels, labels)
+        self.fingerprint = folder_fingerprint(source, labels)
+        self.augmentation_device = "cpu"  # where the workers are
 
     def epoch(self, number: int, start: int) -> Iterator[tuple[Tensor, Tensor]]:
         """See `Batches`."""
@@ -267,11 +273,20 @@ class _FolderImages:
         return torch.from_numpy(pixels.copy()), int(self.labels[index])
 
 
-def _fingerprint(*arrays: np.ndarray) -> str:
+def fingerprint(*arrays: np.ndarray) -> str:
+    """Tells arrays apart by what is in them."""
     digest = hashlib.sha256()
     for array in arrays:
         digest.update(f"{array.dtype}{array.shape}".encode())
         digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()[:16]
+
+
+def folder_fingerprint(source: ImageSource, labels: np.ndarray) -> str:
+    """Tells folders of images apart without reading them all: by labels, names below the folder and sizes in bytes."""
+    digest = hashlib.sha256(fingerprint(labels).encode())
+    for path in source.files:
+        digest.update(f"\0{path.relative_to(source.path).as_posix()}\0{path.stat().st_size}".encode())
     return digest.hexdigest()[:16]
 
 
@@ -280,6 +295,16 @@ class TrainingData(NamedTuple):
 
     arrays: ImageSet | None
     source: ImageSource | None
+
+    def fingerprint(self, classes: int) -> str:
+        """That of its batches, for a network of so many classes."""
+        if self.arrays is not None:
+            assert self.arrays.labels is not None
+            return fingerprint(self.arrays.images, self.arrays.labels)
+        assert self.source is not None
+        labels = self.source.labels(classes)
+        assert labels is not None
+        return folder_fingerprint(self.source, labels)
 
     def batches(
         self,

@@ -18,6 +18,7 @@ from hwsim.networks.interpret import check_activation
 from hwsim.qat.network import QuantizedNetwork
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.fake_quant import FakeQuantNetwork
+from hwsim.quantize.q_vit import rectified_parts
 from hwsim.quantize.quantizers.protocol import Grid, Quantizer
 from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
 from hwsim.quantize.recipe import Lowering, Recipe
@@ -78,17 +79,20 @@ def float_ranges(calibration: Calibration, images: np.ndarray, device: str = "cp
     if not len(images):
         raise HwsimError(f"{graph.name}: calibration needs at least one image")
     found: dict[str, tuple[float, float]] = {}
+    parts = rectified_parts(graph)
 
     def observe(node: FloatNode, value: Tensor) -> None:
         check_activation(graph.name, node, value)
-        if node.role and node.name not in calibration.grids and node.operation not in MOVEMENTS:
+        if node.name in calibration.grids:
+            return
+        if node.name in parts or (node.role and node.operation not in MOVEMENTS):
             low, high = (float(end) for end in value.aminmax())
             before = found.get(node.name, (low, high))
             found[node.name] = min(low, before[0]), max(high, before[1])
 
     network = FakeQuantNetwork(calibration, device)
-    for part in batches(len(images), calibration.recipe.calibration_batch):
-        network.run(images[part], observe=observe)
+    for batch in batches(len(images), calibration.recipe.calibration_batch):
+        network.run(images[batch], observe=observe)
     return found
 
 

@@ -15,10 +15,9 @@ from hwsim.execute import Executor, top1
 from hwsim.networks.graph import FloatGraph
 from hwsim.networks.interpret import Interpreter, predict
 from hwsim.program import Program
+from hwsim.qat.files import RESULT
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.fake_quant import FakeQuantNetwork
-
-RESULT = "result.json"
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from golden.errors import HwsimError
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import FLOAT_OPERATIONS, evaluate
 from hwsim.qat.operations import tensor_operations
-from hwsim.qat.start import Start, code_bits
+from hwsim.qat.start import WIDEST_LSQ, Start, code_bits
 from hwsim.quantize.lsq import SMALLEST_STEP, gradient_scale, lsq
 from hwsim.quantize.q_vit import RECTIFIED
 from hwsim.quantize.quantizers.uniform import Uniform
@@ -135,6 +135,10 @@ def _operands(graph: FloatGraph) -> frozenset[str]:
 class QuantizedNetwork(GraphModule):
     """A float graph under fake quantization, with learned weights, steps and zero points.
 
+    Steps of quantizers up to `WIDEST_LSQ` bits are parameters, as published. A wider one is the product of its first
+    value, which stays, and a parameter that begins at 1: the optimizer moves every parameter by about the learning rate
+    a time, which is of the size of the whole step of 8-bit codes, and so a small share of it.
+
     In evaluation it computes what `hwsim.quantize.fake_quant.FakeQuantNetwork` computes of the calibration that
     `hwsim.qat.export.calibration_of` makes of it.
 
@@ -163,6 +167,7 @@ class QuantizedNetwork(GraphModule):
         self._operands = _operands(graph)
         self.bits: dict[str, int] = {}
         self._step: dict[str, str] = {}
+        self._start: dict[str, str] = {}
         self._zero: dict[str, str] = {}
         self._fixed: dict[str, tuple[str, ...]] = {}
         self.register_buffer("nothing", torch.zeros((), device=device), persistent=False)
@@ -172,17 +177,25 @@ class QuantizedNetwork(GraphModule):
                 half = 1 << (bits - 1)
                 step = torch.from_numpy(start.weights[node.name].astype(np.float32))[:, None].to(device)
                 place = f"{node.name}.weight"
-                self._step[place] = self.own(f"weight_step{index}", f"{place}.step", step)
+                self._own_step(place, f"weight_step{index}", bits, step)
                 scale = gradient_scale(weight.shape[1], half - 1)
                 self._codes(place, f"weight{index}", bits, -half, half - 1, scale)
             if (point := start.points.get(node.name)) is not None:
                 bits = code_bits(recipe, node)
                 step, zero = (torch.tensor(value, dtype=torch.float32, device=device) for value in point[:2])
-                self._step[node.name] = self.own(f"step{index}", f"{node.name}.step", step)
+                self._own_step(node.name, f"step{index}", bits, step)
                 if not point.one_sided:
                     self._zero[node.name] = self.own(f"zero{index}", f"{node.name}.zero_point", zero)
                 scale = gradient_scale(batch * int(np.prod(graph.shapes[node.name])), point.positive)
                 self._codes(node.name, f"point{index}", bits, 0, (1 << bits) - 1, scale)
+
+    def _own_step(self, place: str, attribute: str, bits: int, first: Tensor) -> None:
+        if bits <= WIDEST_LSQ:
+            self._step[place] = self.own(attribute, f"{place}.step", first)
+            return
+        self._start[place] = f"{attribute}_start"
+        self.register_buffer(self._start[place], first, persistent=False)
+        self._step[place] = self.own(attribute, f"{place}.step_ratio", torch.ones_like(first))
 
     def _codes(self, place: str, attribute: str, bits: int, low: int, high: int, scale: float) -> None:
         # Tensors, so that one compiled graph serves every width.
@@ -210,9 +223,9 @@ class QuantizedNetwork(GraphModule):
         """The value on its grid, where it has one."""
         return self._quantized(node.name, value) if node.name in self._step else value
 
-    def steps(self) -> list[Tensor]:
-        """Every step."""
-        return [getattr(self, name) for name in self._step.values()]
+    def starts(self) -> dict[str, Tensor]:
+        """First values of the steps that are learned relative to them, by place, in a fixed order."""
+        return {place: getattr(self, attribute) for place, attribute in self._start.items()}
 
     def zero_point(self, name: str) -> Tensor:
         """Zero point at a point, as learned."""
@@ -222,12 +235,18 @@ class QuantizedNetwork(GraphModule):
     def step(self, place: str) -> Tensor:
         """Step at a point, or of the weights ``NODE.weight``, [outputs, 1]."""
         step: Tensor = getattr(self, self._step[place])
-        return step
+        return step * getattr(self, self._start[place]) if place in self._start else step
 
     @torch.no_grad()
     def keep_steps_positive(self) -> None:
         """Undo what an update took too much."""
-        torch._foreach_clamp_min_(self.steps(), SMALLEST_STEP)
+        absolute = [getattr(self, name) for place, name in self._step.items() if place not in self._start]
+        if absolute:
+            torch._foreach_clamp_min_(absolute, SMALLEST_STEP)
+        if self._start:
+            floors = list(torch._foreach_reciprocal(list(self.starts().values())))
+            torch._foreach_mul_(floors, SMALLEST_STEP)
+            torch._foreach_clamp_min_([getattr(self, self._step[place]) for place in self._start], floors)
 
     def points(self) -> list[str]:
         """Names of the quantized points."""

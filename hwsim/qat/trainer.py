@@ -16,10 +16,11 @@ import torch
 from golden.errors import HwsimError
 from hwsim.networks.graph import FloatGraph
 from hwsim.qat.checkpoint import Place, graph_digest, load_checkpoint, save_checkpoint
-from hwsim.qat.data import Batches, TrainingData
+from hwsim.qat.data import Batches, TrainingData, fingerprint
 from hwsim.qat.distillation import DistillationLoss
 from hwsim.qat.distributed import Processes
 from hwsim.qat.export import calibration_of, save_trained
+from hwsim.qat.files import CHECKPOINT, LOG, TRAINED, remove_run
 from hwsim.qat.log import TrainingLog
 from hwsim.qat.network import GraphModule, QuantizedNetwork, check_trainable
 from hwsim.qat.optimizer import ParameterUpdate
@@ -30,9 +31,7 @@ from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.q_vit import fit_irm
 from hwsim.quantize.recipe import Recipe
 
-CHECKPOINT = "checkpoint.safetensors"
-TRAINED = "trained.safetensors"
-# Steps between two looks at the loss, each of which waits for the device.
+# Steps between two looks at losses and parameters, each of which waits for the device and the other processes.
 LOOK_EVERY = 100
 
 
@@ -72,7 +71,8 @@ class Plan:
     checkpoint_every : int
         Steps between two checkpoints; 0 is an epoch.
     resume : bool or None
-        True needs a checkpoint in the folder, False starts over, None goes on where there is one.
+        True needs a checkpoint in the folder, False removes the files of an earlier run and starts over, None goes on
+        where there is one.
     workers : int
         Processes that read images of a folder.
     """
@@ -135,6 +135,8 @@ def train(
         "recipe": recipe.name,
         "training_images": batches.images,
         "data": batches.fingerprint,
+        "augmentation_device": batches.augmentation_device,
+        "calibration_images": fingerprint(calibration_images),
         **settings.record(),
     }
     with _precision(device, settings.precision):
@@ -189,7 +191,7 @@ class _Run:
         self.network, self.optimizer, self.batches, self.identity = network, optimizer, batches, identity
         self.settings, self.plan, self.group, self.progress = settings, plan, group, progress
         self.place = Place()
-        self.log = TrainingLog(plan.folder / "log.csv")
+        self.log = TrainingLog(plan.folder / LOG)
 
     @property
     def checkpoint(self) -> Path:
@@ -204,6 +206,8 @@ class _Run:
             self.place = load_checkpoint(self.checkpoint, self.network, self.optimizer, self.identity)
         self.group.wait()  # nobody writes before all have read
         if self.group.first:
+            if self.plan.resume is False:
+                remove_run(self.plan.folder)
             self.log.keep(self.place.epoch)
 
     def train(self, step: TrainingStep) -> None:
@@ -213,27 +217,24 @@ class _Run:
             began = time.perf_counter()
             first = self.place.step
             step.reset(list(self.place.sums))
+            parts: list[float] | None = None
             for number, (x, labels) in enumerate(self.batches.epoch(epoch, first), first):
                 step(x, labels, self.settings.rate(epoch * steps + number, steps))
                 done = number + 1
-                if every and done % every == 0 and done < steps:
-                    self._save(Place(epoch, done, tuple(self._look(step, epoch, first, done))))
-                self._tell(step, epoch, done)
-            parts = self._look(step, epoch, first, steps)
-            if self.group.first:
+                saves = bool(every) and done % every == 0 and done < steps
+                # All processes look, as each must join in the mean.
+                look = saves or done % LOOK_EVERY == 0 or done == steps
+                parts = self._look(step, epoch, first, done) if look else None
+                if saves and parts is not None:
+                    self._save(Place(epoch, done, tuple(parts)))
+                if self.progress is not None:
+                    loss = None if parts is None else parts[0] / done
+                    self.progress(Event(epoch, self.settings.epochs, done, steps, loss))
+            if self.group.first and parts is not None:
                 means = {name: total / steps for name, total in zip(PARTS, parts, strict=True)}
                 rate = self.settings.rate((epoch + 1) * steps - 1, steps)
                 self.log.add(epoch + 1, means, rate, time.perf_counter() - began)
             self._save(Place(epoch + 1))
-
-    def _tell(self, step: TrainingStep, epoch: int, done: int) -> None:
-        if self.progress is None:
-            return
-        steps = self.batches.steps
-        look = done == steps or done % LOOK_EVERY == 0
-        # Every process must join in the mean, so only a single one may look when it likes.
-        loss = step.totals().parts[0] / done if look and self.group.count == 1 else None
-        self.progress(Event(epoch, self.settings.epochs, done, steps, loss))
 
     def _look(self, step: TrainingStep, epoch: int, first: int, done: int) -> list[float]:
         """Sums of the losses, if every loss and parameter is finite.

@@ -22,7 +22,7 @@ from golden.errors import HwsimError
 from hwsim.execute.parallel import batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, Operation, check_activation
-from hwsim.quantize.q_vit import fit_irm
+from hwsim.quantize.q_vit import fit_irm, rectified_parts
 from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
 from hwsim.quantize.quantizers.protocol import Grid, Observer
 from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
@@ -50,7 +50,7 @@ class Calibration:
         Of every linear node.
     ranges : dict of str to (float, float)
         Observed range of the points that the recipe leaves in float; the lowering carries them in
-        wide codes.
+        wide codes. Also of the queries and keys in front of an IRM, which are parts of such a point.
     images : int
         Calibration images seen.
     tried : int
@@ -158,10 +158,11 @@ def _search(
     interpreter = Interpreter(graph, device)
     observers: dict[str, Observer] = {}
     carried: dict[str, Observer] = {}
+    parts_in_front = rectified_parts(graph)
     for node in graph.nodes:
         if (quantizer := recipe.at(node)) is not None:
             observers[node.name] = quantizer.observer()
-        elif node.role and node.operation not in MOVEMENTS:
+        elif node.name in parts_in_front or (node.role and node.operation not in MOVEMENTS):
             carried[node.name] = Uniform(RANGE_BITS).observer()
     grids: dict[str, Grid] = {}
     ranges: dict[str, tuple[float, float]] = {}

@@ -154,7 +154,8 @@ def gradient_scale(count: int, positive: int) -> float:
     Parameters
     ----------
     count : int
-        Values that share the step.
+        Values that share the step. Of an activation, those of the whole batch, as in Q-ViT's released code; LSQ's
+        paper counts the features of a layer.
     positive : int
         Qp, the largest code counted from 0.
     """

@@ -5,8 +5,9 @@ The recipe says where codes stand and how wide they are; the steps come from tra
 code has one an input feature, by which no integer product can be factored (DESIGN rule 10).
 
 The IRM (Eq. 8) is a LayerNorm over the channels of a head on queries and on keys, before their quantizers, whose
-gamma and beta all heads of a block share. They are those of the released code, ``gamma * (q - mean) / sigma + beta``;
-the paper divides by its gamma and has its beta inside, which is the same function of other parameters.
+gamma and beta all heads of a block share. Its form is the released code's, ``gamma * (q - mean) / sigma + beta``, which
+the integer LayerNorm computes. Eq. 8 as printed has its beta before the division by ``gamma * sigma``: an offset of its
+own for each token, so that the two are the same function only where beta is 0.
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ EDGE_BITS = 8
 # torch's default, which the released code has. The integer LayerNorm has none: see docs/q-vit.md.
 IRM_EPS = 1e-5
 RECTIFIED = ("query", "key")
+# A normalised channel whose variance is a smaller share of its mean square is constant but for float32's rounding.
+LEAST_SPREAD = 1e-10
 CALIBRATION_IMAGES = 32
 
 
@@ -120,11 +123,18 @@ def irm_nodes(graph: FloatGraph) -> tuple[str, ...]:
     return tuple(node.name for node in graph.nodes if node.operation == "layernorm" and node.role in RECTIFIED)
 
 
+def rectified_parts(graph: FloatGraph) -> frozenset[str]:
+    """Names of the nodes that split queries and keys off in front of an IRM; each has codes of its own."""
+    parts = {graph[name].inputs[0] for name in irm_nodes(graph)}
+    return frozenset(name for name in parts if graph[name].operation == "split_heads")
+
+
 def fit_irm(graph: FloatGraph, images: np.ndarray, *, batch: int = 100, device: str = "cpu") -> FloatGraph:
     """`insert_irm` with the gamma and beta that change the float network least.
 
     In each block, gamma and beta of a channel are those with the least squared error between the IRM's output and the
-    float network's own queries (or keys), over images, heads and tokens.
+    float network's own queries (or keys), over images, heads and tokens. Of a channel that is constant behind the
+    normalisation, which says nothing about gamma, gamma is 1.
 
     Parameters
     ----------
@@ -163,7 +173,8 @@ def fit_irm(graph: FloatGraph, images: np.ndarray, *, batch: int = 100, device: 
     fitted = {}
     for source, name in before.items():
         count, x, y, xx, xy = sums[source].cpu().numpy()
-        gamma = (xy - x * y / count) / np.maximum(xx - x * x / count, np.finfo(np.float64).tiny)
+        spread = xx - x * x / count
+        gamma = np.divide(xy - x * y / count, spread, out=np.ones_like(spread), where=spread > LEAST_SPREAD * xx)
         beta = (y - gamma * x) / count
         fitted[name] = {"weight": gamma.astype(np.float32), "bias": beta.astype(np.float32)}
     nodes = (replace(node, parameters=fitted.get(node.name, node.parameters)) for node in rectified.nodes)

@@ -2,7 +2,8 @@
 
 With an IRM (`hwsim.quantize.q_vit`) the values of a joint projection have the codes of the recipe, while queries and
 keys are carried in wide ones to a LayerNorm. One linear unit has one output width, so the rows of the projection
-become three units: the same products, in the same order.
+become three units: the same products, in the same order. Queries and keys each have the range that they were observed
+in: that of the whole projection may be the values', and would waste codes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import numpy as np
 
 from hwsim.networks.graph import FloatNode
 from hwsim.quantize.calibrate import Calibration
+from hwsim.quantize.q_vit import rectified_parts
 from hwsim.quantize.weights import QuantizedWeight
 
 
@@ -39,9 +41,11 @@ def split_projections(calibration: Calibration) -> Calibration:
         for name, parts in users.items()
         if graph[name].operation == "linear" and len({part.name in calibration.grids for part in parts}) == 2
     }
-    if not mixed:
-        return calibration
     weights, ranges = dict(calibration.weights), dict(calibration.ranges)
+    of_parts = {name: ranges.pop(name) for name in rectified_parts(graph) if name in ranges}
+    if not mixed:
+        # What stays joint is carried as a whole.
+        return replace(calibration, ranges=ranges) if of_parts else calibration
     nodes: list[FloatNode] = []
     for node in graph.nodes:
         if node.name in mixed:
@@ -55,7 +59,8 @@ def split_projections(calibration: Calibration) -> Calibration:
                 zero_point = None if weight.zero_point is None else weight.zero_point[rows]
                 weights[name] = QuantizedWeight(weight.codes[rows], weight.scale[rows], weight.bits, zero_point)
                 if observed is not None and part.name not in calibration.grids:
-                    ranges[name] = observed
+                    # Files of earlier versions have the range of the whole alone.
+                    ranges[name] = of_parts.get(part.name, observed)
         elif node.operation == "split_heads" and node.inputs[0] in mixed:
             attributes = {**node.attributes, "part": 0, "parts": 1}
             nodes.append(replace(node, inputs=(part_name(node.inputs[0], node.name),), attributes=attributes))
