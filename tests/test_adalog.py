@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_swin
+from conftest import quick, small_swin
 from golden.adalog import AdaLogDecodeSpec, adalog_tables
 from golden.errors import HwsimError
 from golden.published.adalog import adalog_dequantize, adalog_quantize
@@ -34,21 +34,13 @@ from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2Grid, ShiftLogSqrt2Grid
 from hwsim.quantize.quantizers.logarithm import GELU_DEPTH
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog, ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import HeadGrid, Uniform, UniformGrid
-from hwsim.quantize.recipe import Lowering, Recipe
+from hwsim.quantize.recipe import Lowering
 from hwsim.quantize.reparameterize import ChannelScales, reparameterizable, reparameterize
 from hwsim.quantize.search.layerwise import search_layers
-from hwsim.quantize.search.settings import PairSearch
 from hwsim.quantize.weights import AsymmetricWeights
 from hwsim.unit_vectors import unit_vectors
 
 RNG = np.random.default_rng(11)
-
-
-def quick(recipe: Recipe, **changes: object) -> Recipe:
-    """The recipe with a search that tries little."""
-    assert isinstance(recipe.search, PairSearch)
-    search = dataclasses.replace(recipe.search, **{"candidates": 32, "steps": 2, "rounds": 1, **changes})  # type: ignore[arg-type]
-    return dataclasses.replace(recipe, search=search)
 
 
 # --- quantizers ---

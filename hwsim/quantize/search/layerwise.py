@@ -87,6 +87,8 @@ def search_layers(
     search = recipe.search
     assert isinstance(search, PairSearch)
     tried: dict[str, int] = {}
+    # Before a reparameterization, which makes zeros of the weights behind channels that are constant.
+    _check_weights(graph)
     if recipe.reparameterize:
         channels = channel_scales(graph, images, recipe, search, device, tried)
         graph, _ = reparameterize(graph, channels)
@@ -100,6 +102,16 @@ def search_layers(
         for product in products:
             product.keep()
     return found
+
+
+def _check_weights(graph: FloatGraph) -> None:
+    """Refuse weights that are all zero: no scale is better than another."""
+    for node in graph.nodes:
+        if node.operation == "linear" and not node.parameters["weight"].any():
+            raise HwsimError(
+                f"{graph.name}: all weights of {node.name} are zero, so no scale can be searched for; "
+                "check the checkpoint"
+            )
 
 
 def _work(products: Sequence[_Product], device: torch.device, progress: Progress | None) -> None:
@@ -201,13 +213,7 @@ class _Product:
         quantizer = self.recipe.weights_for(self.node)
         if not isinstance(quantizer, AsymmetricWeights):
             raise HwsimError(f"recipe {self.recipe.name}: this search takes asymmetric weights ({self.node.name})")
-        weight = self.node.parameters["weight"]
-        if not weight.any():
-            raise HwsimError(
-                f"{self.found.graph.name}: all weights of {self.node.name} are zero, so no scale can be searched for; "
-                "check the checkpoint"
-            )
-        rows = torch.from_numpy(weight).to(device)[None, None]
+        rows = torch.from_numpy(self.node.parameters["weight"]).to(device)[None, None]
         zero_points = min(ZERO_POINTS, 1 << (quantizer.bits - 1))
         return UniformOperand(rows, quantizer.bits, "row", self.settings, zero_points=zero_points)
 
