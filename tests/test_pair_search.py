@@ -9,12 +9,12 @@ import torch
 from golden.errors import HwsimError
 from hwsim.networks.graph import FloatNode
 from hwsim.quantize.adalog import repq_vit
-from hwsim.quantize.quantizers.log_sqrt2 import ShiftLogSqrt2Grid
+from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, LogSqrt2Grid, ShiftLogSqrt2Grid
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import UniformGrid
 from hwsim.quantize.search.output_error import OutputError, some_rows
 from hwsim.quantize.search.pairs import ShiftedLogOperand, UniformOperand
-from hwsim.quantize.search.percentile import least_error_range, least_error_weights
+from hwsim.quantize.search.percentile import _grid, least_error_range, least_error_weights
 from hwsim.quantize.search.progressive import Space, alternating, brute_force, progressive
 from hwsim.quantize.search.settings import PairSearch
 
@@ -118,6 +118,20 @@ def test_percentiles_of_least_error_are_those_of_numpy() -> None:
         _, step, zero = min(tried)
         assert scale[row] == pytest.approx(step, rel=1e-4)
         assert zero_point[row] == zero
+
+
+def test_ranges_of_one_hot_attention() -> None:
+    """Percentiles that are 0 make no range."""
+    # Of 1025 tokens less than a thousandth of the probabilities are 1, and more than a ten-thousandth.
+    attention = torch.eye(1025)[torch.from_numpy(RNG.permutation(1025))][None, None]
+    assert np.quantile(attention.numpy(), 0.999) == 0
+    assert _grid(LogSqrt2(4), attention, "attention") == LogSqrt2Grid(4, 1.0)
+    # All three are 0: what is left is the largest value.
+    attention = torch.zeros(1, 1, 400, 400)
+    attention[0, 0, 17, 5] = 0.75
+    assert np.quantile(attention.numpy(), 0.99999) == 0
+    assert _grid(LogSqrt2(4), attention, "attention") == LogSqrt2Grid(4, 0.75)
+    assert _grid(LogSqrt2(4), torch.zeros(1, 1, 3, 3), "attention") == LogSqrt2Grid(4, 1.0)
 
 
 @pytest.mark.parametrize(("field", "value"), [("method", "beam"), ("candidates", 0), ("steps", 0), ("values", -1)])

@@ -87,8 +87,12 @@ def _grid(quantizer: Quantizer, value: Tensor, name: str) -> Grid:
             return HeadGrid(scale, zero_point.astype(np.int64), quantizer.bits)
         return UniformGrid(float(scale[0]), int(zero_point[0]), quantizer.bits)
     if isinstance(quantizer, LogSqrt2):
-        grids = [LogSqrt2Grid(quantizer.bits, float(_quantiles(value.reshape(1, -1), share))) for share in PERCENTILES]
-        errors = [float((value - grid.values(grid.codes(value))).square().mean()) for grid in grids if grid.scale > 0]
+        scales = [float(_quantiles(value.reshape(1, -1), share)) for share in PERCENTILES]
+        if not any(scales):
+            # One-hot rows: even the last percentile is 0, and the values that are not are all of the range.
+            scales = [float(value.max()) or 1.0]
+        grids = [LogSqrt2Grid(quantizer.bits, scale) for scale in scales if scale > 0]
+        errors = [float((value - grid.values(grid.codes(value))).square().mean()) for grid in grids]
         return grids[errors.index(min(errors))]
     return first_grid(quantizer, value, name)
 
