@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from conftest import quick
+from golden.adalog import AdaLogMatmulSpec, adalog_tables
 from golden.errors import HwsimError
+from golden.log_sqrt2 import LogSqrt2MatmulSpec
+from golden.requantize import RequantizeSpec
+from golden.spec import IntFormat
 from hwsim.audit import audit
 from hwsim.execute import Executor
+from hwsim.execute.product_kernels import KERNELS
 from hwsim.networks.graph import FloatGraph
 from hwsim.quantize.adalog import adalog, repq_vit
 from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.lowering import lower
-from hwsim.quantize.recipe import Lowering
+from hwsim.quantize.quantizers.adalog import AdaLog
+from hwsim.quantize.recipe import Lowering, fq_vit
 
 Parameters = dict[str, np.ndarray]
+RNG = np.random.default_rng(21)
 
 
 def edited(graph: FloatGraph, name: str, edit: Callable[[Parameters], None]) -> FloatGraph:
@@ -108,3 +116,85 @@ def test_weights_of_zero_are_told_of_where_the_checkpoint_has_them(
     graph = edited(small_graph, "blocks.0.attn.qkv", no_gamma)
     with pytest.raises(HwsimError, match=r"small: all weights of blocks\.0\.attn\.qkv are zero.*check the checkpoint"):
         calibrate(graph, small_images[:4], RECIPES["adalog"])
+
+
+# --- rows of attention that vanish ---
+
+
+def half_of_the_rows_even(parameters: Parameters) -> None:
+    """Queries of head 0 are zero, so that its 17 probabilities are even; those of head 1 are far apart."""
+    for array in parameters.values():
+        array[:12] = 0
+        array[12:24] *= 30
+
+
+# Two bits of base 2**(10/37) end at 2**-0.95, of base sqrt(2) at 2**-1.75 of the largest probability.
+TWO_BITS = {
+    "fq-vit": dataclasses.replace(
+        base := fq_vit("8/8/2", attention="adalog", calibration_batch=2),
+        points={**base.points, "attention": AdaLog(2, 10)},
+    ),
+    "repq-vit": repq_vit("8/8/2"),
+    "adalog": dataclasses.replace(base := quick(adalog("8/8/2")), points={**base.points, "attention": AdaLog(2, 10)}),
+    "adalog brecq": quick(adalog("8/8/2", attention="log-sqrt2", reconstruct="brecq", iterations=1)),
+    "adalog brecq-lsq": quick(adalog("8/8/2", attention="log-sqrt2", reconstruct="brecq-lsq", iterations=1)),
+}
+
+
+@pytest.mark.parametrize("name", TWO_BITS)
+def test_rows_of_attention_that_vanish_are_told_once(
+    name: str, small_graph: FloatGraph, small_images: np.ndarray
+) -> None:
+    graph = edited(small_graph, "blocks.0.attn.qkv", half_of_the_rows_even)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibrate(graph, small_images[:4], TWO_BITS[name])
+    said = [str(warning.message) for warning in caught if "zero symbols alone" in str(warning.message)]
+    (first,) = (text for text in said if text.startswith("blocks.0.attn.softmax: "))
+    share = float(first.split()[1])
+    assert 50 <= share < 75
+    assert first.endswith("% of the rows of attention have zero symbols alone; use more attention bits")
+
+
+def test_rows_are_judged_by_the_scale_that_was_learned(
+    small_graph: FloatGraph, small_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    monkeypatch.setattr(
+        "hwsim.quantize.reconstruct.learn.warn_of_lost_rows", lambda found, images, device: seen.append(found)
+    )
+    recipe = quick(adalog("4/4/4", reconstruct="brecq-lsq", iterations=3))
+    found = calibrate(small_graph, small_images[:4], recipe)
+    (judged,) = seen
+    assert judged.grids == found.grids
+
+
+@pytest.mark.parametrize("kind", ["adalog_matmul", "log_sqrt2_matmul"])
+def test_a_row_of_zero_symbols_gives_the_zero_point(kind: str) -> None:
+    """A sum of 0 whatever the values, so the code is that of 0; one other code gives what it weighs."""
+    requantize = RequantizeSpec(
+        input=IntFormat(40, signed=True), output_bits=8, multiplier_bits=16, shift_bits=6, channels=2
+    )
+    fields = {"code_bits": 2, "value_bits": 4, "row_length": 9, "guard_bits": 6, "heads": 2, "requantize": requantize}
+    constants = {"zero_v": np.array([3, 14]), "zero_point": np.array(77)}
+    # 1/64 of the sums in all, of head 1 twice that.
+    constants |= {"multiplier": np.array([1 << 14, 1 << 15]), "shift": np.array([20, 20])}
+    spec: AdaLogMatmulSpec | LogSqrt2MatmulSpec
+    if kind == "adalog_matmul":
+        shift, mantissa = adalog_tables(2, 37)
+        spec = AdaLogMatmulSpec(largest_shift=20, **fields)
+        constants |= {"shift_table": shift, "mantissa_table": mantissa}
+        weighs = 6 >> 1  # code 1 of base 2, in units of 1/6
+    else:
+        spec = LogSqrt2MatmulSpec(**fields)
+        constants["multiplier_odd"] = constants["multiplier"]
+        weighs = 1  # code 1 is odd: 1 times the multiplier of odd codes
+    constants = spec.check_constants(constants)
+    values = RNG.integers(0, 16, (2, 9, 5))
+    codes = np.full((2, 3, 9), spec.zero_symbol)
+    codes[:, 2, 4] = 1
+    for found in (spec.compute(constants, codes, values), KERNELS[kind](spec, constants)(codes, values)):
+        assert found.shape == (2, 3, 5)
+        assert (found[:, :2] == 77).all()
+        for head, zero in enumerate((3, 14)):
+            assert found[head, 2].tolist() == [77 + (1 + head) * weighs * (v - zero) for v in values[head, 4].tolist()]

@@ -22,6 +22,7 @@ from golden.errors import HwsimError
 from hwsim.execute.parallel import batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, Operation, check_activation
+from hwsim.quantize.lost_rows import warn_of_lost_rows
 from hwsim.quantize.q_vit import fit_irm
 from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
 from hwsim.quantize.quantizers.protocol import Grid, Observer
@@ -129,14 +130,18 @@ def calibrate(
     Warns
     -----
     UserWarning
-        An activation is constant; batches too small for a percentile; see also `search_scales`.
+        An activation is constant; batches too small for a percentile; rows of attention of which nothing is left, see
+        `hwsim.quantize.lost_rows`; see also `search_scales`.
     """
     if not len(images):
         raise HwsimError(f"{graph.name}: calibration needs at least one image")
     if recipe.irm:
         graph = fit_irm(graph, images, batch=recipe.calibration_batch, device=device)
     _check_roles(graph, recipe)
-    found = _search(graph, images[: recipe.search_images or None], recipe, device, progress, layers)
+    searched = images[: recipe.search_images or None]
+    found = _search(graph, searched, recipe, device, progress, layers)
+    if recipe.reconstruct is None or not recipe.reconstruct.activations:
+        warn_of_lost_rows(found, searched, device)
     if recipe.reconstruct is None:
         return found
     from hwsim.quantize.reconstruct.learn import reconstruct

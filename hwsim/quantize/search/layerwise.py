@@ -7,7 +7,6 @@ error of the product.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,7 +19,7 @@ from hwsim.execute.parallel import batches, map_batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, check_activation
 from hwsim.quantize.quantizers.adalog import SEARCHED_Q, AdaLog, AdaLogGrid
-from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, LogSqrt2Grid, ShiftLogSqrt2, ShiftLogSqrt2Grid
+from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, ShiftLogSqrt2, ShiftLogSqrt2Grid
 from hwsim.quantize.quantizers.protocol import Grid, Quantizer
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog, ShiftAdaLogGrid
 from hwsim.quantize.quantizers.twin import SOFTMAX_SHIFTS, TwinGelu, TwinGeluGrid, TwinSoftmax
@@ -36,8 +35,6 @@ from hwsim.quantize.weights import AsymmetricWeights, QuantizedWeight
 ZERO_POINTS = 16
 # Octaves of a twin quantizer's positive step behind GELU, as AdaLog's code compares with.
 TWIN_OCTAVES = range(-5, 25)
-# Rows of attention without any code but the zero symbol that are worth a warning.
-LOST_ROWS = 0.01
 BATCH = 32
 
 Progress = Callable[[int], None]
@@ -261,8 +258,6 @@ class _Product:
             assert isinstance(operand, UniformOperand | GridOperand | ShiftedLogOperand)
             grid: Grid = operand.grid() if isinstance(operand, UniformOperand) else operand.grid
             self.found.grids.setdefault(point.name, grid)
-            if isinstance(grid, AdaLogGrid | LogSqrt2Grid):
-                _warn_of_lost_rows(point.name, grid, operand.rows)
         self.found.tried[self.node.name] = sum(operand.tried for operand in self.operands)
         if self.node.operation == "linear":
             scale, zero_point = (x.cpu().numpy() for x in (self.weight.scale, self.weight.zero_point))
@@ -309,13 +304,3 @@ def _grids(quantizer: Quantizer, rows: Tensor, point: str) -> list[Grid]:
     if isinstance(quantizer, LogSqrt2):
         return [first_grid(quantizer, rows, point)]
     raise HwsimError(f"{point}: this search does not know a {type(quantizer).__name__}")
-
-
-def _warn_of_lost_rows(name: str, grid: AdaLogGrid | LogSqrt2Grid, rows: Tensor) -> None:
-    """Warn where whole rows of attention become zero symbols: what they attend to is lost."""
-    lost = float((grid.codes(rows.amax(dim=-1)) >= grid.zero_symbol).float().mean())
-    if lost > LOST_ROWS:
-        warnings.warn(
-            f"{name}: {100 * lost:.1f} % of the rows of attention have zero symbols alone; use more attention bits",
-            stacklevel=2,
-        )
