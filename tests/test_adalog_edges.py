@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 import warnings
 from collections.abc import Callable
 
@@ -22,8 +23,9 @@ from hwsim.networks.graph import FloatGraph
 from hwsim.quantize.adalog import adalog, repq_vit
 from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.lowering import lower
+from hwsim.quantize.quantizers import parse_quantizer
 from hwsim.quantize.quantizers.adalog import AdaLog
-from hwsim.quantize.recipe import Lowering, fq_vit
+from hwsim.quantize.recipe import Lowering, Recipe, fq_vit
 
 Parameters = dict[str, np.ndarray]
 RNG = np.random.default_rng(21)
@@ -116,6 +118,28 @@ def test_weights_of_zero_are_told_of_where_the_checkpoint_has_them(
     graph = edited(small_graph, "blocks.0.attn.qkv", no_gamma)
     with pytest.raises(HwsimError, match=r"small: all weights of blocks\.0\.attn\.qkv are zero.*check the checkpoint"):
         calibrate(graph, small_images[:4], RECIPES["adalog"])
+
+
+# --- points that a quantizer does not take ---
+
+
+@pytest.mark.parametrize(
+    ("recipe", "role", "point", "text"),
+    [
+        # An operand of a product that a search of pairs finds, a point beside its products, and the two without it.
+        (quick(adalog("4/4/4")), "context", "blocks.0.attn.context", "shift-adalog:4"),
+        (quick(adalog("4/4/4")), "logits", "head", "shift-adalog:4"),
+        (repq_vit("4/4/4"), "context", "blocks.0.attn.context", "shift-log-sqrt2:4"),
+        (fq_vit("8/8/8", calibration_batch=2), "context", "blocks.0.attn.context", "shift-log-sqrt2:4"),
+    ],
+)
+def test_an_activation_below_the_shift_is_refused(
+    recipe: Recipe, role: str, point: str, text: str, small_graph: FloatGraph, small_images: np.ndarray
+) -> None:
+    recipe = dataclasses.replace(recipe, points={**recipe.points, role: parse_quantizer(text)})
+    name = re.escape(text.partition(":")[0])
+    with pytest.raises(HwsimError, match=rf"^{re.escape(point)}: {name} codes take values of at least -0\.1700"):
+        calibrate(small_graph, small_images[:4], recipe)
 
 
 # --- rows of attention that vanish ---

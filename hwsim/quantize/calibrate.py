@@ -25,7 +25,7 @@ from hwsim.networks.interpret import Interpreter, Operation, check_activation
 from hwsim.quantize.lost_rows import warn_of_lost_rows
 from hwsim.quantize.q_vit import fit_irm
 from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
-from hwsim.quantize.quantizers.protocol import Grid, Observer
+from hwsim.quantize.quantizers.protocol import Grid, Observer, update_at
 from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
 from hwsim.quantize.recipe import Recipe
 from hwsim.quantize.search.run import search_scales
@@ -178,7 +178,7 @@ def _search(
         def observe(node: FloatNode, value: Tensor, last: bool = last) -> Tensor:
             check_activation(graph.name, node, value)
             if node.name in observers:
-                observers[node.name].update(value)
+                update_at(node.name, observers[node.name], value)
                 if last:
                     _warn_of_constant(graph, node, value)
                     grids[node.name] = observers[node.name].grid(value)
@@ -236,7 +236,7 @@ def _calibrate_layers(
         if node.name in carried:
             carried[node.name].update(value)
         elif node.name in others:
-            others[node.name].update(value)
+            update_at(node.name, others[node.name], value)
             last[node.name] = value
         return value
 

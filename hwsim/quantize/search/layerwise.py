@@ -20,7 +20,7 @@ from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, check_activation
 from hwsim.quantize.quantizers.adalog import SEARCHED_Q, AdaLog, AdaLogGrid
 from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, ShiftLogSqrt2, ShiftLogSqrt2Grid
-from hwsim.quantize.quantizers.protocol import Grid, Quantizer
+from hwsim.quantize.quantizers.protocol import Grid, Quantizer, update_at
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog, ShiftAdaLogGrid
 from hwsim.quantize.quantizers.twin import SOFTMAX_SHIFTS, TwinGelu, TwinGeluGrid, TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
@@ -283,10 +283,7 @@ def first_grid(quantizer: Quantizer, rows: Tensor, point: str) -> Grid:
         Values that it does not take; names the point.
     """
     observer = quantizer.observer()
-    try:
-        observer.update(rows)
-    except HwsimError as error:
-        raise HwsimError(f"{point}: {error}") from None
+    update_at(point, observer, rows)
     return observer.grid(rows)
 
 
