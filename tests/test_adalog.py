@@ -321,11 +321,12 @@ def test_same_images_same_program(small_graph: FloatGraph, small_images: np.ndar
 
 
 def test_search_counts_what_it_tries(small_graph: FloatGraph, small_images: np.ndarray) -> None:
-    counts = {}
+    counts, behind_gelu = {}, {}
     for method in ("fpcs", "alternating", "brute-force"):
         recipe = quick(adalog("4/4/4", method=method), candidates=16)
         tried = search_layers(small_graph, small_images[:2], recipe).tried
         counts[method] = tried["blocks.0.attn.qkv"]
+        behind_gelu[method] = tried["blocks.0.mlp.fc2"]
         if method == "alternating":
             assert calibrate(small_graph, small_images[:2], recipe).tried == sum(tried.values())
             # Of a LayerNorm's channels, 16 scales and 16 zero points.
@@ -334,6 +335,10 @@ def test_search_counts_what_it_tries(small_graph: FloatGraph, small_images: np.n
     assert counts["alternating"] == 4 * 32
     assert counts["brute-force"] == 4 * 256
     assert 4 * 16 < counts["fpcs"] <= 4 * 32
+    # The same behind GELU, where only FPCS tries all 128 bases first, by themselves and in a turn.
+    assert behind_gelu["alternating"] == 4 * 32
+    assert behind_gelu["brute-force"] == 4 * 256
+    assert 2 * 128 + 4 * 16 < behind_gelu["fpcs"] <= 2 * 128 + 4 * 32
 
 
 def test_points_that_are_no_operands_keep_their_quantizer(small_graph: FloatGraph, small_images: np.ndarray) -> None:

@@ -18,7 +18,7 @@ from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import FLOAT32_EPS, HeadGrid, UniformGrid
 from hwsim.quantize.search.output_error import OutputError, Quantize, some_rows
 from hwsim.quantize.search.progressive import Best, Cost, Space, alternating, brute_force, progressive
-from hwsim.quantize.search.settings import PairSearch
+from hwsim.quantize.search.settings import PROGRESSIVE, PairSearch
 
 # Quantiles between which the finest steps just lie, as released.
 INNER = 0.1
@@ -254,7 +254,8 @@ class ShiftedLogOperand:
         coarse: tuple[int, ...] = (self._q or BASE_DENOMINATOR,)
         low, high = self._range
         fixed = bool(self._q) or isinstance(self.grid, ShiftLogSqrt2Grid)
-        if not fixed:
+        if not fixed and self._settings.method in PROGRESSIVE:
+            # The first beam; the other methods have pairs of their own.
             seconds = torch.tensor(SEARCHED_Q, dtype=rows.dtype, device=rows.device)[:, None]
             found = cost(high.expand(len(seconds), 1), seconds)
             self.tried += len(seconds)

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from golden.errors import HwsimError
 
 METHODS = ("fpcs", "released", "alternating", "brute-force")
+# Those that keep a beam.
+PROGRESSIVE = ("fpcs", "released")
 METRICS = ("hessian", "mse", "cosine")
 MODES = ("parallel", "sequential")
 
