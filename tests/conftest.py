@@ -86,7 +86,9 @@ def spread_weights(model: Any) -> Any:
 def quick(recipe: Recipe, **changes: Any) -> Recipe:
     """An AdaLog recipe with a search that tries little."""
     assert isinstance(recipe.search, PairSearch)
-    search = dataclasses.replace(recipe.search, **{"candidates": 32, "steps": 2, "rounds": 1, **changes})
+    search = dataclasses.replace(
+        recipe.search, **{"candidates": 32, "beam": 3, "gelu_beam": 3, "steps": 2, "rounds": 1, **changes}
+    )
     return dataclasses.replace(recipe, search=search)
 
 

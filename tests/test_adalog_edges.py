@@ -83,7 +83,7 @@ def test_a_row_of_weights_that_is_dead_or_nearly(
     assert np.abs(fast[..., 3] - (0.5 / scale + zero_point)).max() <= 1
     assert fast[..., 2].std() > 10  # the others are alive
     result = audit(calibration, program, small_images[:8])
-    assert max(point.local.mean for point in result.points) < 0.03
+    assert max(point.local.mean for point in result.points) < 0.05
     assert result.same_prediction > 0.8
 
 

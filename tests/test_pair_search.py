@@ -41,6 +41,30 @@ def test_refining_both_parameters_finds_what_the_released_search_cannot() -> Non
     assert both.tried <= 5 * 128
 
 
+def test_children_lie_on_both_sides_of_their_pair() -> None:
+    """Nine of them, the fewest: themselves, and a neighbour on each side in each parameter."""
+    seen: list[set[tuple[float, float]]] = []
+
+    def cost(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        seen.append({(round(a, 5), b) for a, b in torch.cat([first, second], dim=1).tolist()})
+        return ((first - 1.5).abs() + (second - 8).abs()).double()
+
+    space = Space(torch.tensor([1.0]), torch.tensor([2.0]), (0, 8, 16), 0, 16)
+    progressive(cost, space, candidates=9, steps=3, beam=1, refine_second=True)
+    assert seen[0] == {(scale, zero) for scale in (1.0, 1.5, 2.0) for zero in (0, 8, 16)}
+    # Half of what lay between them, of the scale, of the zero point.
+    assert seen[1] == {(scale, zero) for scale in (1.25, 1.5, 1.75) for zero in (4, 8, 12)}
+    assert seen[2] == {(scale, zero) for scale in (1.4, 1.5, 1.6) for zero in (6, 8, 10)}
+
+
+def test_too_few_candidates_for_a_grid_of_both_parameters() -> None:
+    with pytest.raises(HwsimError, match=r"fpcs refines both parameters of a pair and needs 9 candidates .*, not 8"):
+        PairSearch(candidates=64, beam=4, gelu_beam=8)
+    # One step refines nothing, and the others do not refine both.
+    assert PairSearch(candidates=16, steps=1).candidates == 16
+    assert PairSearch("released", candidates=32, beam=16).beam == 16
+
+
 def test_brute_force_tries_all_and_alternating_turns() -> None:
     cost, space = bowl(1.25, 21)
     whole = brute_force(cost, space, candidates=31)  # type: ignore[arg-type]
