@@ -6,6 +6,8 @@ import dataclasses
 import re
 import warnings
 from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +19,12 @@ from golden.log_sqrt2 import LogSqrt2MatmulSpec
 from golden.requantize import RequantizeSpec
 from golden.spec import IntFormat
 from hwsim.audit import audit
+from hwsim.cli.source import lowering_values
 from hwsim.execute import Executor
 from hwsim.execute.product_kernels import KERNELS
+from hwsim.explore.space import parse_space, recipe_of
 from hwsim.networks.graph import FloatGraph
+from hwsim.program import Node, Program
 from hwsim.quantize.adalog import adalog, repq_vit
 from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.lowering import lower
@@ -222,3 +227,102 @@ def test_a_row_of_zero_symbols_gives_the_zero_point(kind: str) -> None:
         assert (found[:, :2] == 77).all()
         for head, zero in enumerate((3, 14)):
             assert found[head, 2].tolist() == [77 + (1 + head) * weighs * (v - zero) for v in values[head, 4].tolist()]
+
+
+# --- guard bits ---
+
+
+def summed(kind: str, node: Node, codes: list[int], out: int, guard: int) -> Fraction:
+    """Sum of products of one output of a linear layer on logarithmic codes and its bias, times the multiplier."""
+    weight = (node.constants["weight"].astype(int) - node.constants["zero_weight"].astype(int)[:, None])[out].tolist()
+    total = [int(node.constants["bias"][out]), 0]
+    for code, value in zip(codes, weight, strict=True):
+        if kind == "adalog_linear":
+            if code < len(node.constants["shift_table"]):
+                shift, mantissa = (int(node.constants[f"{name}_table"][code]) for name in ("shift", "mantissa"))
+                total[0] += mantissa * value * 2**guard // 2**shift
+        elif code < node.spec.zero_symbol:
+            total[code % 2] += value * 2**guard // 2 ** (code // 2)
+    factors = [int(node.constants[name][out]) for name in ("multiplier", "multiplier_odd") if name in node.constants]
+    return Fraction(sum(a * b for a, b in zip(total, factors, strict=False)), 2 ** int(node.constants["shift"][out]))
+
+
+@pytest.mark.parametrize("kind", ["adalog_linear", "log_sqrt2_linear"])
+def test_fewer_guard_bits_cut_the_products(kind: str, small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """By plain integers, which floor; in both executors."""
+    codes = "adalog" if kind == "adalog_linear" else "log-sqrt2"
+    calibration = calibrate(small_graph, small_images[:8], quick(adalog("4/4/4", attention=codes, gelu=codes)))
+    found = {}
+    for guard_bits in (None, 1):
+        recipe = dataclasses.replace(calibration.recipe, lowering=Lowering(guard_bits=guard_bits))
+        program = lower(dataclasses.replace(calibration, recipe=recipe))
+        fast, slow = (
+            Executor(program, backend).run(small_images[:2], keep=None)[1] for backend in ("numba", "reference")
+        )
+        for name, array in slow.items():
+            assert np.array_equal(fast[name], array), name
+        found[guard_bits] = program, slow
+    program, values = found[1]
+    assert program["blocks.1.attn.context"].spec.guard_bits == 1
+    assert found[None][0]["blocks.0.mlp.fc2"].spec.guard_bits > 1
+    node = program["blocks.0.mlp.fc2"]
+    assert node.spec.kind == kind
+    rows = values["blocks.0.mlp.gelu"][0][:3].astype(int).tolist()
+    limit = 2**node.spec.output.bits - 1
+    expected = [
+        [
+            min(max(round(summed(kind, node, row, out, 1) + int(node.constants["zero_point"])), 0), limit)
+            for out in range(24)
+        ]
+        for row in rows
+    ]
+    assert values["blocks.0.mlp.fc2"][0][:3].tolist() == expected
+    assert not np.array_equal(values["blocks.0.mlp.fc2"], found[None][1]["blocks.0.mlp.fc2"])
+
+
+def test_guard_bits_are_a_field_of_every_command() -> None:
+    assert lowering_values(["guard_bits=3"]) == {"guard_bits": 3}
+    space = parse_space(["recipe=adalog", "guard_bits=0..2,9"])
+    assert space.values["guard_bits"] == (0, 1, 2, 9)
+    assert recipe_of({"recipe": "adalog", "guard_bits": 9}).lowering.guard_bits == 9
+    with pytest.raises(HwsimError, match="guard_bits must be an integer between 0 and 40, not 41"):
+        Lowering(guard_bits=41)
+
+
+@pytest.mark.parametrize("codes", ["adalog", "log-sqrt2"])
+def test_an_accumulator_too_narrow_for_logarithmic_codes(
+    codes: str, small_graph: FloatGraph, small_images: np.ndarray
+) -> None:
+    """The remedies are those that the unit has, and they help; linear layers on uniform codes wrap."""
+    calibration = calibrate(small_graph, small_images[:4], quick(adalog("4/4/4", gelu=codes)))
+
+    def lowered(bits: int, **widths: Any) -> Program:
+        widths = Lowering(accumulator_bits=bits, **widths)
+        return lower(dataclasses.replace(calibration, recipe=dataclasses.replace(calibration.recipe, lowering=widths)))
+
+    with pytest.raises(HwsimError, match=r"^patch_embed\.proj: .* or set overflow to wrap or saturate$"):
+        lowered(7)
+    needed = []
+    for guard_bits in (3, 0):
+        with pytest.raises(HwsimError) as refused:
+            lowered(7, overflow="wrap", guard_bits=guard_bits)
+        said = re.fullmatch(
+            r"blocks\.0\.mlp\.fc2: \w+_linear: the accumulator could overflow: sums reach .*, accumulator_bits is 7; "
+            r"use at least (\d+) or fewer guard_bits; this unit neither wraps nor saturates",
+            str(refused.value),
+        )
+        assert said, refused.value
+        needed.append(int(said[1]))
+    assert needed[1] < needed[0] <= needed[1] + 3
+    # The second block may need a bit more.
+    program = lowered(needed[1] + 1, overflow="wrap", guard_bits=0)
+    assert program["blocks.0.mlp.fc1"].spec.overflow == "wrap"
+
+
+def test_guard_bits_of_log_sqrt2_end_at_the_limit_of_the_unit(
+    small_graph: FloatGraph, small_images: np.ndarray
+) -> None:
+    """Eight bits would lose nothing with 127, and there is room for 41."""
+    recipe = quick(adalog("4/4/8", attention="log-sqrt2", lowering=Lowering(multiplier_bits=8)))
+    program = lower(calibrate(small_graph, small_images[:4], recipe))
+    assert program["blocks.0.attn.context"].spec.guard_bits == 40

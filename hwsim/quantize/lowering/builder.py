@@ -285,7 +285,8 @@ class ProgramBuilder:
         limit : int
             Of the unit.
         """
-        return max(0, min(lossless, room, limit))
+        wanted = self.widths.guard_bits
+        return max(0, min(lossless, room, limit, lossless if wanted is None else wanted))
 
     def second_operand(self, node: FloatNode, zero_point: str) -> Operand:
         """The second operand of a matrix product; `zero_point` names the constant."""
