@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from conftest import quick
 from golden.adalog import AdaLogMatmulSpec, adalog_tables
@@ -30,6 +31,7 @@ from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.lowering import lower
 from hwsim.quantize.quantizers import parse_quantizer
 from hwsim.quantize.quantizers.adalog import AdaLog
+from hwsim.quantize.quantizers.uniform import HeadGrid, UniformGrid
 from hwsim.quantize.recipe import Lowering, Recipe, fq_vit
 
 Parameters = dict[str, np.ndarray]
@@ -123,6 +125,36 @@ def test_weights_of_zero_are_told_of_where_the_checkpoint_has_them(
     graph = edited(small_graph, "blocks.0.attn.qkv", no_gamma)
     with pytest.raises(HwsimError, match=r"small: all weights of blocks\.0\.attn\.qkv are zero.*check the checkpoint"):
         calibrate(graph, small_images[:4], RECIPES["adalog"])
+
+
+# --- order of rounding ---
+
+
+def test_ties_are_rounded_before_the_zero_point() -> None:
+    """Published: half to even, then the zero point. FQ-ViT adds an odd one first, and goes the other way."""
+    halves = torch.arange(-9, 10, 2) / 2  # odd halves: every one is a tie
+    even = [-4, -4, -2, -2, 0, 0, 2, 2, 4, 4]
+    for zero in (7, 8):
+        published = [code + zero for code in even]
+        other = published if zero == 8 else [2, 4, 4, 6, 6, 8, 8, 10, 10, 12]
+        for x, scale in ((halves, 1.0), (halves / 4, 0.25)):
+            assert UniformGrid(scale, zero, 4, round_first=True).codes(x).tolist() == published
+            assert UniformGrid(scale, zero, 4).codes(x).tolist() == other
+            heads = HeadGrid(np.array([scale, 2 * scale], np.float32), np.array([zero, zero]), 4, round_first=True)
+            both = torch.stack([x, 2 * x])[:, None]
+            assert heads.codes(both).tolist() == [[published], [published]]
+
+
+@pytest.mark.parametrize("name", ["repq-vit", "adalog", "adalog brecq-lsq"])
+def test_recipes_round_as_published(name: str, small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    recipes = {**RECIPES, "adalog brecq-lsq": quick(adalog("4/4/4", reconstruct="brecq-lsq", iterations=2))}
+    calibration = calibrate(small_graph, small_images[:4], recipes[name])
+    grids = [grid for grid in calibration.grids.values() if isinstance(grid, UniformGrid | HeadGrid)]
+    assert len(grids) > 10 and all(grid.round_first for grid in grids)
+    scales = lower(calibration).header["scales"]
+    assert scales["blocks.0.norm1"]["round_first"] is True
+    # What carries floats has no published order.
+    assert "round_first" not in scales["blocks.0.mlp.fc2"]
 
 
 # --- points that a quantizer does not take ---

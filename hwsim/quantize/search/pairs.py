@@ -183,11 +183,11 @@ class UniformOperand:
         self.scale, self.zero_point = best.first, best.second
 
     def grid(self) -> UniformGrid | HeadGrid:
-        """The grid that was chosen."""
+        """The grid that was chosen, its codes rounded as the search did."""
         scale, zero_point = self.scale.cpu().numpy(), self.zero_point.cpu().numpy().astype(np.int64)
         if self.group == "head":
-            return HeadGrid(scale, zero_point, self.bits)
-        return UniformGrid(float(scale[0]), int(zero_point[0]), self.bits)
+            return HeadGrid(scale, zero_point, self.bits, round_first=True)
+        return UniformGrid(float(scale[0]), int(zero_point[0]), self.bits, round_first=True)
 
 
 class ShiftedLogOperand:
