@@ -112,10 +112,10 @@ def reconstruct(
         if settings.inputs == "quantized":
             given = network.run_all(given, *hard)
         wanted = target
-    found = replace(calibration, grids=grids, weights=weights, images=len(images), reconstructed=errors)
+    result = replace(calibration, grids=grids, weights=weights, images=len(images), reconstructed=errors)
     if settings.activations:
-        warn_of_lost_rows(found, images, device)
-    return found
+        warn_of_lost_rows(result, images, device)
+    return result
 
 
 class _BlockNetwork:
