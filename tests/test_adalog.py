@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import dataclasses
 import re
 from pathlib import Path
@@ -17,13 +18,22 @@ from golden.published.adalog import adalog_dequantize, adalog_quantize
 from hwsim.audit import audit
 from hwsim.cli import main
 from hwsim.cli.hardware import hardware_layers, hardware_nodes
+from hwsim.data import ImageSet
 from hwsim.dump import dump_vectors
 from hwsim.execute import Executor
 from hwsim.networks.graph import FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, predict
 from hwsim.networks.swin_transformer import swin_transformer_graph
 from hwsim.program import save_program
-from hwsim.quantize.adalog import adalog, attention_table, component_table, gelu_table, main_table, repq_vit
+from hwsim.quantize.adalog import (
+    adalog,
+    attention_table,
+    component_table,
+    gelu_table,
+    main_table,
+    repq_vit,
+    search_table,
+)
 from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.fake_quant import FakeQuantNetwork
 from hwsim.quantize.lowering import lower
@@ -34,6 +44,7 @@ from hwsim.quantize.quantizers.logarithm import GELU_DEPTH
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import HeadGrid, Uniform, UniformGrid
 from hwsim.quantize.recipe import Lowering
+from hwsim.quantize.recipes import TABLES
 from hwsim.quantize.reparameterize import ChannelScales, reparameterizable, reparameterize
 from hwsim.quantize.search.layerwise import search_layers
 from hwsim.quantize.weights import AsymmetricWeights
@@ -209,6 +220,8 @@ PROGRAMS = {
     "adalog log-sqrt2": quick(adalog("4/4/4", attention="log-sqrt2", gelu="log-sqrt2")),
     "adalog log2 6/6/3": quick(adalog("6/6/3", attention="log2", gelu="log2")),
     "adalog twin": quick(adalog("6/6/6", attention="twin", gelu="twin", method="alternating")),
+    "adalog float attention": quick(adalog("4/4/4", attention="float")),
+    "adalog 4/4/2": quick(adalog("4/4/2")),
     "adalog uniform": quick(adalog("6/6/6", attention="uniform", gelu="uniform")),
 }
 
@@ -376,7 +389,8 @@ def test_recipes_refuse_what_they_do_not_know(options: dict[str, object], messag
 
 
 def test_tables_name_each_recipe_once() -> None:
-    for table, rows in ((main_table, 12), (component_table, 8), (attention_table, 10), (gelu_table, 5)):
+    tables = ((main_table, 12), (component_table, 8), (attention_table, 10), (gelu_table, 5), (search_table, 8))
+    for table, rows in tables:
         recipes = table()
         assert len(recipes) == len({recipe.name for recipe in recipes.values()}) == rows
 
@@ -393,3 +407,35 @@ def test_swin_becomes_a_program(name: str, small_images: np.ndarray) -> None:
     assert max(point.local.mean for point in result.points) < 0.03
     # Random weights: the logits of several classes lie close together.
     assert result.same_prediction > 0.7
+
+
+@pytest.mark.parametrize("swin", [False, True], ids=["vit", "swin"])
+@pytest.mark.parametrize(
+    ("table", "row", "recipe"),
+    [
+        ("adalog-components", "uniform, alternating 4/4/4", "adalog 4/4/4 gelu uniform alternating"),
+        ("adalog-attention", "log2 4/4/3", "adalog 4/4/3 attention log2"),
+        ("adalog-gelu", "log-sqrt2 4/4/4", "adalog 4/4/4 gelu log-sqrt2"),
+    ],
+)
+def test_table_commands(
+    table: str, row: str, recipe: str, swin: bool, small_graph: FloatGraph, small_images: np.ndarray,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    """A row of each on a network that takes seconds, by a search that tries little."""
+    graph = small_graph
+    if swin:
+        graph = swin_transformer_graph(small_swin(), "small", mean=(0.5,) * 3, std=(0.25,) * 3)
+    labels = predict(Interpreter(graph), small_images).argmax(axis=1)
+    images = ImageSet(small_images, labels)
+    monkeypatch.setattr("hwsim.cli.table.calibration_source", lambda *options: (graph, images))
+    monkeypatch.setattr("hwsim.cli.table.evaluation_images", lambda *options: images)
+    rows = {label: quick(whole) for label, whole in TABLES[table](8).items()}
+    monkeypatch.setitem(TABLES, table, lambda batch: rows)
+    main(["table", table, "--rows", row, "-o", str(tmp_path)])
+    assert row in capsys.readouterr().out
+    (found,) = csv.DictReader((tmp_path / f"{table}-small.csv").read_text().splitlines())
+    assert (found["label"], found["recipe"], found["images"]) == (row, recipe, "24")
+    assert float(found["float_top1"]) == 100 and int(found["tried"]) > 1000
+    for top1 in ("fake_quant_top1", "integer_top1"):
+        assert 40 <= float(found[top1]) <= 100
