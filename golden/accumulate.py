@@ -11,6 +11,9 @@ from golden.spec import IntFormat
 # "prove": refused at load unless it cannot overflow. "wrap": two's complement.
 # "saturate": clipped after every product, in index order.
 OVERFLOW = ("prove", "wrap", "saturate")
+# Remedies for an accumulator that is too narrow.
+WRAP_OR_SATURATE = " or set overflow to wrap or saturate"
+FEWER_GUARD_BITS = " or fewer guard_bits; this unit neither wraps nor saturates"
 
 
 def signed_bits(low: int, high: int) -> int:
@@ -18,8 +21,17 @@ def signed_bits(low: int, high: int) -> int:
     return max(high.bit_length(), (-low - 1).bit_length() if low < 0 else 0) + 1
 
 
-def prove_fits(low: int, high: int, accumulator: IntFormat, where: str) -> None:
+def prove_fits(low: int, high: int, accumulator: IntFormat, where: str, remedy: str = "") -> None:
     """Refuse an accumulator that does not hold ``low..high``.
+
+    Parameters
+    ----------
+    low, high : int
+    accumulator : IntFormat
+    where : str
+        The unit.
+    remedy : str
+        What the unit offers besides a wider accumulator, `WRAP_OR_SATURATE` or `FEWER_GUARD_BITS`.
 
     Raises
     ------
@@ -29,7 +41,7 @@ def prove_fits(low: int, high: int, accumulator: IntFormat, where: str) -> None:
     if low < accumulator.minimum or high > accumulator.maximum:
         raise HwsimError(
             f"{where}: the accumulator could overflow: sums reach {low}..{high}, accumulator_bits is "
-            f"{accumulator.bits}; use at least {signed_bits(low, high)} or set overflow to wrap or saturate"
+            f"{accumulator.bits}; use at least {signed_bits(low, high)}{remedy}"
         )
 
 

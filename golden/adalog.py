@@ -13,7 +13,7 @@ from fractions import Fraction
 
 import numpy as np
 
-from golden.accumulate import accumulate, prove_fits
+from golden.accumulate import FEWER_GUARD_BITS, accumulate, prove_fits
 from golden.arithmetic import round_half_even_shift
 from golden.errors import HwsimError
 from golden.heads import check_heads, head_axis, largest_centred, requantize_heads, zero_point_constant
@@ -220,7 +220,7 @@ class AdaLogMatmulSpec(Spec):
 
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
-        prove_fits(*self.bounds(constants), self.accumulator, "adalog_matmul")
+        prove_fits(*self.bounds(constants), self.accumulator, "adalog_matmul", FEWER_GUARD_BITS)
 
     def accumulate(self, constants: Constants, codes: np.ndarray, values: np.ndarray) -> np.ndarray:
         """Accumulators ``[..., M, N]`` of ``codes [..., M, K]`` and ``values [..., K, N]``, int64.

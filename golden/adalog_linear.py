@@ -10,7 +10,7 @@ import dataclasses
 
 import numpy as np
 
-from golden.accumulate import prove_fits, signed_bits
+from golden.accumulate import FEWER_GUARD_BITS, prove_fits, signed_bits
 from golden.adalog import AdaLogMatmulSpec
 from golden.asymmetric_linear import centred_weights
 from golden.errors import HwsimError
@@ -135,7 +135,7 @@ class AdaLogLinearSpec(Spec):
 
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
-        prove_fits(*self.bounds(constants), self.accumulator, "adalog_linear")
+        prove_fits(*self.bounds(constants), self.accumulator, "adalog_linear", FEWER_GUARD_BITS)
 
     def accumulate(self, constants: Constants, codes: np.ndarray) -> np.ndarray:
         """Accumulators ``[..., output_features]``, int64, in units of ``2**-guard_bits / (2**(code_bits+1) - 2)``."""

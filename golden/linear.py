@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from golden.accumulate import OVERFLOW, accumulate, dot_bounds, prove_fits
+from golden.accumulate import OVERFLOW, WRAP_OR_SATURATE, accumulate, dot_bounds, prove_fits
 from golden.errors import HwsimError
 from golden.requantize import RequantizeSpec
 from golden.spec import Constant, Constants, IntFormat, Shape, Spec, one_of, ranged
@@ -92,7 +92,7 @@ class LinearSpec(Spec):
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
         if self.overflow == "prove":
-            prove_fits(*self.bounds(constants), self.accumulator, "linear")
+            prove_fits(*self.bounds(constants), self.accumulator, "linear", WRAP_OR_SATURATE)
 
     def accumulate(self, constants: Constants, codes: np.ndarray) -> np.ndarray:
         """Accumulators ``[..., output_features]``, int64."""

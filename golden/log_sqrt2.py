@@ -11,7 +11,7 @@ import dataclasses
 
 import numpy as np
 
-from golden.accumulate import accumulate, prove_fits, signed_bits
+from golden.accumulate import FEWER_GUARD_BITS, accumulate, prove_fits, signed_bits
 from golden.arithmetic import dyadic, saturate
 from golden.asymmetric_linear import centred_weights
 from golden.errors import HwsimError
@@ -115,7 +115,7 @@ class LogSqrt2SumsSpec(Spec):
         return -largest, largest
 
     def prove(self, constants: Constants) -> None:
-        prove_fits(*self.bounds(constants), self.output, self.kind)
+        prove_fits(*self.bounds(constants), self.output, self.kind, FEWER_GUARD_BITS)
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         """Sums ``[..., M, N, 2]``, even codes first, of codes ``[..., M, K]`` and values ``[..., K, N]``."""
@@ -210,7 +210,7 @@ class LogSqrt2MatmulSpec(Spec):
 
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
-        prove_fits(*self.bounds(constants), self.accumulator, self.kind)
+        prove_fits(*self.bounds(constants), self.accumulator, self.kind, FEWER_GUARD_BITS)
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         """Codes ``[..., M, N]``."""
@@ -320,7 +320,7 @@ class LogSqrt2LinearSpec(Spec):
 
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
-        prove_fits(*self.bounds(constants), self.accumulator, self.kind)
+        prove_fits(*self.bounds(constants), self.accumulator, self.kind, FEWER_GUARD_BITS)
 
     def compute(self, constants: Constants, *inputs: np.ndarray) -> np.ndarray:
         """Codes ``[..., output_features]`` of codes ``[..., input_features]``."""

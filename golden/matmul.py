@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from golden.accumulate import OVERFLOW, accumulate, prove_fits
+from golden.accumulate import OVERFLOW, WRAP_OR_SATURATE, accumulate, prove_fits
 from golden.errors import HwsimError
 from golden.heads import check_heads, head_axis, largest_centred, requantize_heads, zero_point_constant
 from golden.requantize import RequantizeSpec
@@ -85,7 +85,7 @@ class MatmulSpec(Spec):
     def prove(self, constants: Constants) -> None:
         self.requantize.prove(constants)
         if self.overflow == "prove":
-            prove_fits(*self.bounds(constants), self.accumulator, "matmul")
+            prove_fits(*self.bounds(constants), self.accumulator, "matmul", WRAP_OR_SATURATE)
 
     def accumulate(self, constants: Constants, a: np.ndarray, b: np.ndarray) -> np.ndarray:
         """Accumulators ``[..., M, N]`` of ``a [..., M, inner]`` and ``b [..., inner, N]``, int64."""

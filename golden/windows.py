@@ -39,7 +39,7 @@ def window_order(height: int, width: int, window: int, shift: int) -> np.ndarray
 
 
 @lru_cache
-def _place_order(height: int, width: int, window: int, shift: int) -> np.ndarray:
+def place_order(height: int, width: int, window: int, shift: int) -> np.ndarray:
     """Place, counted through all windows, of each token: the inverse of `window_order`."""
     return np.argsort(window_order(height, width, window, shift).ravel())
 
@@ -88,7 +88,7 @@ def partition_windows(tokens: Any, height: int, width: int, window: int, shift: 
 def join_windows(windows: Any, height: int, width: int, window: int, shift: int) -> Any:
     """The inverse of `partition_windows`."""
     batch, count, length, channels = windows.shape
-    return windows.reshape(batch, count * length, channels)[:, _place_order(height, width, window, shift)]
+    return windows.reshape(batch, count * length, channels)[:, place_order(height, width, window, shift)]
 
 
 def merge_patches(tokens: Any, height: int, width: int) -> Any:

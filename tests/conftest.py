@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from hwsim.networks.graph import FloatGraph
 from hwsim.program import Program
 from hwsim.quantize.calibrate import Calibration
+from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.search.settings import PairSearch
 
 SMALL = {
     "img_size": 16,
@@ -78,6 +81,15 @@ def spread_weights(model: Any) -> Any:
             elif parameter.ndim >= 2:
                 parameter.mul_(3)
     return model
+
+
+def quick(recipe: Recipe, **changes: Any) -> Recipe:
+    """An AdaLog recipe with a search that tries little."""
+    assert isinstance(recipe.search, PairSearch)
+    search = dataclasses.replace(
+        recipe.search, **{"candidates": 32, "beam": 3, "gelu_beam": 3, "steps": 2, "rounds": 1, **changes}
+    )
+    return dataclasses.replace(recipe, search=search)
 
 
 @pytest.fixture(scope="session")

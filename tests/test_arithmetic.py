@@ -249,5 +249,5 @@ def test_dot_bounds_hold_for_every_input_and_are_reached():
 def test_prove_fits_names_the_width_that_would_do(low, high, needed):
     prove_fits(low, high, IntFormat(needed, signed=True), "layer")
     if needed > 1:
-        with pytest.raises(HwsimError, match=rf"layer: .* overflow.*use at least {needed} "):
+        with pytest.raises(HwsimError, match=rf"layer: .* overflow.*use at least {needed}$"):
             prove_fits(low, high, IntFormat(needed - 1, signed=True), "layer")

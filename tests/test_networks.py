@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 
 from conftest import small_distilled, small_model, small_swin
+from golden import windows
 from golden.errors import HwsimError
 from hwsim.networks import build, embedded, swin_transformer, vision_transformer
+from hwsim.networks.interpret import FLOAT_OPERATIONS, Interpreter, evaluate
 from hwsim.networks.load import float_graph, load_network
 
 torch = pytest.importorskip("torch")
@@ -179,3 +181,57 @@ def test_array_copies() -> None:
     with torch.no_grad():
         parameter.zero_()
     assert kept.tolist() == [1, 1, 1]
+
+
+def test_window_operations_move_what_golden_moves() -> None:
+    """In torch with constants made once for a device: the same values, and gradients also after a run without."""
+    graph = swin_transformer.swin_transformer_graph(small_swin(), "swin", mean=(0.5,) * 3, std=(0.25,) * 3)
+    rng = np.random.default_rng(3)
+    seen = set()
+    for node in graph.nodes:
+        moves = {"partition_windows": windows.partition_windows, "join_windows": windows.join_windows}
+        moves["merge_patches"] = windows.merge_patches
+        if node.operation not in (*moves, "window_bias", "shift_mask"):
+            continue
+        seen.add((node.operation, bool(node.attributes.get("shift"))))
+        operands = [
+            rng.normal(size=(1 if graph[name].operation == "constant" else 2, *graph.shapes[name]))
+            for name in node.inputs
+        ]
+        if node.operation == "window_bias":
+            expected = operands[0] + windows.position_bias(operands[1][0], node.attributes["window"])
+        elif node.operation == "shift_mask":
+            expected = operands[0] - 100.0 * windows.shift_mask(**node.attributes)[:, None]
+        else:
+            expected = moves[node.operation](operands[0], **node.attributes)
+        operation = FLOAT_OPERATIONS[node.operation]
+        tensors = [torch.from_numpy(operand) for operand in operands]
+        with torch.inference_mode():
+            assert np.array_equal(operation(node, {}, tensors).numpy(), expected), node.name
+        first = tensors[0].requires_grad_()
+        operation(node, {}, tensors).square().sum().backward()
+        assert first.grad is not None and first.grad.shape == first.shape
+    assert {operation for operation, _ in seen} == {*moves, "window_bias", "shift_mask"}
+    assert ("partition_windows", True) in seen
+
+
+def test_window_constants_are_made_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy from the host is not allowed where a CUDA graph is recorded."""
+    graph = swin_transformer.swin_transformer_graph(small_swin(), "swin", mean=(0.5,) * 3, std=(0.25,) * 3)
+    interpreter = Interpreter(graph)
+    images = np.random.default_rng(4).integers(0, 256, (2, 16, 16, 3), dtype=np.uint8)
+    pixels = interpreter.load(images)
+
+    def run() -> torch.Tensor:
+        with torch.inference_mode():
+            return evaluate(graph.nodes, {}, lambda node: interpreter.parameters[node.name], source=pixels)
+
+    first = run()
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("copied from the host")
+
+    monkeypatch.setattr(torch, "from_numpy", refuse)
+    monkeypatch.setattr(torch, "as_tensor", refuse)
+    monkeypatch.setattr(torch, "tensor", refuse)
+    assert torch.equal(run(), first)

@@ -9,12 +9,12 @@ import torch
 from golden.errors import HwsimError
 from hwsim.networks.graph import FloatNode
 from hwsim.quantize.adalog import repq_vit
-from hwsim.quantize.quantizers.log_sqrt2 import ShiftLogSqrt2Grid
+from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, LogSqrt2Grid, ShiftLogSqrt2Grid
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import UniformGrid
 from hwsim.quantize.search.output_error import OutputError, some_rows
 from hwsim.quantize.search.pairs import ShiftedLogOperand, UniformOperand
-from hwsim.quantize.search.percentile import least_error_range, least_error_weights
+from hwsim.quantize.search.percentile import _grid, least_error_range, least_error_weights
 from hwsim.quantize.search.progressive import Space, alternating, brute_force, progressive
 from hwsim.quantize.search.settings import PairSearch
 
@@ -39,6 +39,30 @@ def test_refining_both_parameters_finds_what_the_released_search_cannot() -> Non
     scale_alone = progressive(cost, space, beam=16, refine_second=False, **settings)  # type: ignore[arg-type]
     assert float(scale_alone.second) == 20
     assert both.tried <= 5 * 128
+
+
+def test_children_lie_on_both_sides_of_their_pair() -> None:
+    """Nine of them, the fewest: themselves, and a neighbour on each side in each parameter."""
+    seen: list[set[tuple[float, float]]] = []
+
+    def cost(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+        seen.append({(round(a, 5), b) for a, b in torch.cat([first, second], dim=1).tolist()})
+        return ((first - 1.5).abs() + (second - 8).abs()).double()
+
+    space = Space(torch.tensor([1.0]), torch.tensor([2.0]), (0, 8, 16), 0, 16)
+    progressive(cost, space, candidates=9, steps=3, beam=1, refine_second=True)
+    assert seen[0] == {(scale, zero) for scale in (1.0, 1.5, 2.0) for zero in (0, 8, 16)}
+    # Half of what lay between them, of the scale, of the zero point.
+    assert seen[1] == {(scale, zero) for scale in (1.25, 1.5, 1.75) for zero in (4, 8, 12)}
+    assert seen[2] == {(scale, zero) for scale in (1.4, 1.5, 1.6) for zero in (6, 8, 10)}
+
+
+def test_too_few_candidates_for_a_grid_of_both_parameters() -> None:
+    with pytest.raises(HwsimError, match=r"fpcs refines both parameters of a pair and needs 9 candidates .*, not 8"):
+        PairSearch(candidates=64, beam=4, gelu_beam=8)
+    # One step refines nothing, and the others do not refine both.
+    assert PairSearch(candidates=16, steps=1).candidates == 16
+    assert PairSearch("released", candidates=32, beam=16).beam == 16
 
 
 def test_brute_force_tries_all_and_alternating_turns() -> None:
@@ -118,6 +142,20 @@ def test_percentiles_of_least_error_are_those_of_numpy() -> None:
         _, step, zero = min(tried)
         assert scale[row] == pytest.approx(step, rel=1e-4)
         assert zero_point[row] == zero
+
+
+def test_ranges_of_one_hot_attention() -> None:
+    """Percentiles that are 0 make no range."""
+    # Of 1025 tokens less than a thousandth of the probabilities are 1, and more than a ten-thousandth.
+    attention = torch.eye(1025)[torch.from_numpy(RNG.permutation(1025))][None, None]
+    assert np.quantile(attention.numpy(), 0.999) == 0
+    assert _grid(LogSqrt2(4), attention, "attention") == LogSqrt2Grid(4, 1.0)
+    # All three are 0: what is left is the largest value.
+    attention = torch.zeros(1, 1, 400, 400)
+    attention[0, 0, 17, 5] = 0.75
+    assert np.quantile(attention.numpy(), 0.99999) == 0
+    assert _grid(LogSqrt2(4), attention, "attention") == LogSqrt2Grid(4, 0.75)
+    assert _grid(LogSqrt2(4), torch.zeros(1, 1, 3, 3), "attention") == LogSqrt2Grid(4, 1.0)
 
 
 @pytest.mark.parametrize(("field", "value"), [("method", "beam"), ("candidates", 0), ("steps", 0), ("values", -1)])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_swin
+from conftest import quick, small_swin
 from golden.errors import HwsimError
 from hwsim.audit import audit
 from hwsim.cli import main
@@ -279,6 +279,24 @@ def test_the_search_sees_the_first_images(small_graph: FloatGraph, small_images:
     assert eight.images == same.images == 8
     found = calibrate(small_graph, small_images, repq_vit("4/4/4", search_images=8, reconstruct="brecq", iterations=1))
     assert found.images == 24
+
+
+@pytest.mark.parametrize("name", ["repq-vit", "adalog"])
+def test_the_search_sees_32_images_unless_told_otherwise(
+    name: str, small_graph: FloatGraph, small_images: np.ndarray
+) -> None:
+    """As in the papers, with a reconstruction and without; images beyond change nothing."""
+    many = np.concatenate([small_images, 255 - small_images])
+    make = {"repq-vit": repq_vit, "adalog": adalog}[name]
+    assert make("4/4/4").search_images == make("4/4/4", reconstruct="brecq").search_images == 32
+    recipes = [make("4/4/4"), make("4/4/4", search_images=0)]
+    if name == "adalog":
+        recipes = [quick(recipe) for recipe in recipes]
+    first, default = (calibrate(small_graph, images, recipes[0]) for images in (many[:32], many))
+    assert default.images == 32
+    assert repr(default.grids) == repr(first.grids) and default.ranges == first.ranges
+    whole = calibrate(small_graph, many, recipes[1])
+    assert whole.images == 48 and repr(whole.grids) != repr(first.grids)
 
 
 def test_adalog_learns_scales_behind_softmax_and_gelu(small_graph: FloatGraph, small_images: np.ndarray) -> None:

@@ -11,21 +11,47 @@ The units that become hardware (`golden.log_softmax`, `golden.layernorm`,
 `golden.adalog`) are specified apart; this package says what they are measured
 against.
 
-Sources: FQ-ViT (Lin et al., IJCAI 2022) and AdaLog (Wu et al., ECCV 2024), with
-their released code.
+Sources: FQ-ViT (Lin et al., IJCAI 2022), RepQ-ViT (Li et al., ICCV 2023) and AdaLog
+(Wu et al., ECCV 2024), with their released code.
 """
 
-from golden.published.adalog import adalog_dequantize, adalog_quantize, adalog_tables
+from golden.published.adalog import (
+    GELU_SHIFT,
+    adalog_dequantize,
+    adalog_quantize,
+    adalog_tables,
+    shifted_adalog_dequantize,
+    shifted_adalog_quantize,
+    shifted_bias,
+)
 from golden.published.layernorm import int_layernorm
 from golden.published.observers import observe, pts_factors
+from golden.published.repq import (
+    Reparameterized,
+    asymmetric_dequantize,
+    asymmetric_quantize,
+    log_sqrt2_dequantize,
+    log_sqrt2_quantize,
+    reparameterize,
+)
 from golden.published.softmax import log_int_softmax
 
 __all__ = [
+    "GELU_SHIFT",
+    "Reparameterized",
     "adalog_dequantize",
     "adalog_quantize",
     "adalog_tables",
+    "asymmetric_dequantize",
+    "asymmetric_quantize",
     "int_layernorm",
     "log_int_softmax",
+    "log_sqrt2_dequantize",
+    "log_sqrt2_quantize",
     "observe",
     "pts_factors",
+    "reparameterize",
+    "shifted_adalog_dequantize",
+    "shifted_adalog_quantize",
+    "shifted_bias",
 ]

@@ -1,4 +1,4 @@
-"""AdaLog's quantizer as released: a logarithm of searched base 2**(q/37), decoded by two tables."""
+"""AdaLog's quantizers as released: a logarithm of searched base 2**(q/37), decoded by two tables; also behind GELU."""
 
 from __future__ import annotations
 
@@ -8,12 +8,15 @@ from fractions import Fraction
 import numpy as np
 from numpy.typing import ArrayLike
 
+from golden.errors import HwsimError
 from golden.published.arguments import integer_array, positive_scale, real_array, whole_number
 
 # Denominator r of the searched logarithm log2(base) = q/r; prime, so that q and r are coprime.
 R = 37
 # Largest q of the published search.
 LARGEST_Q = 137
+# The shifted form adds the smallest value of GELU (but for 4e-8; 0.17 in the paper).
+GELU_SHIFT = 0.16997124254703522
 # The released code clamps x / scale to this range before the logarithm.
 SMALLEST_RATIO = 1e-15
 
@@ -164,3 +167,77 @@ def adalog_dequantize(codes: ArrayLike, bits: int, q: int, scale: float = 1.0) -
     shift, mantissa = adalog_tables(bits, q)
     values = np.ldexp(mantissa / ((2 << bits) - 2), -shift) * scale
     return np.where(symbols < 0, 0.0, values[symbols])
+
+
+def shifted_adalog_quantize(x: ArrayLike, bits: int, q: int, scale: float) -> np.ndarray:
+    """AdaLog codes of GELU outputs: those of `adalog_quantize` for ``x + 0.16997124254703522``.
+
+    Parameters
+    ----------
+    x : array of float, any shape
+        -0.16997124254703522 or more.
+    bits, q, scale
+        As for `adalog_quantize`; code 0 stands for `scale` less the shift.
+
+    Raises
+    ------
+    HwsimError
+        An argument is out of range, or `x` holds NaN or Inf.
+
+    Notes
+    -----
+    The sum is rounded to float64.
+
+    Source: AdaLog, equation 13, and its released ShiftAdaLogQuantizer.
+    """
+    return adalog_quantize(real_array("x", x) + GELU_SHIFT, bits, q, scale)
+
+
+def shifted_adalog_dequantize(codes: ArrayLike, bits: int, q: int, scale: float) -> np.ndarray:
+    """Values of shifted AdaLog codes: those of `adalog_dequantize` less the shift, which is what the zero symbol gives.
+
+    Parameters
+    ----------
+    codes, bits, q, scale
+        As for `adalog_dequantize`.
+
+    Raises
+    ------
+    HwsimError
+        An argument is out of range.
+
+    Notes
+    -----
+    Source: AdaLog, equation 14.
+    """
+    return adalog_dequantize(codes, bits, q, scale) - GELU_SHIFT
+
+
+def shifted_bias(bias: ArrayLike, weight: ArrayLike) -> np.ndarray:
+    """Bias of the layer behind shifted codes, which reads them without the shift: ``bias - shift * weight @ 1``.
+
+    Parameters
+    ----------
+    bias : array of float [outputs]
+    weight : array of float [outputs, inputs]
+        As quantized.
+
+    Returns
+    -------
+    ndarray of float64 [outputs]
+
+    Raises
+    ------
+    HwsimError
+        An argument holds NaN or Inf, or their shapes do not fit.
+
+    Notes
+    -----
+    Source: AdaLog, equation 15.
+    """
+    biases, weights = real_array("bias", bias), real_array("weight", weight)
+    if weights.ndim != 2 or biases.shape != weights.shape[:1]:
+        raise HwsimError(
+            f"bias and weight must have shapes [outputs] and [outputs, inputs], not {biases.shape} and {weights.shape}"
+        )
+    return biases - GELU_SHIFT * weights.sum(axis=1)

@@ -101,7 +101,7 @@ def calibrate_command(
         errors = program.header["lowering"].get(node.name, {})
         row[3] = max(row[3], errors.get("relative_error", 0.0) * 1e6)
         row[4] = max(row[4], errors.get("steps", 0.0))
-    title = f"{graph.name}, {recipe.name}, {len(image_set.images)} calibration images"
+    title = f"{graph.name}, {recipe.name}, {calibration.images} calibration images"
     columns = ("unit", "nodes", "accumulator bits", "worst multiplier error (ppm)", "in output steps")
     table(columns, rows.values(), title=title)
     if calibration.reconstructed:

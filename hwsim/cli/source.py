@@ -105,9 +105,8 @@ recipe_options = with_options(
     ),
     click.option(
         "--search-images",
-        type=click.IntRange(1),
-        help="adalog, repq-vit: calibration images of the search, the first ones.  [default: all; 32 of a "
-        "reconstruction]",
+        type=click.IntRange(0),
+        help="adalog, repq-vit: calibration images of the search, the first ones; 0 takes all.  [default: 32]",
     ),
     click.option(
         "--search-seed",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch.nn import functional
 
 from golden.errors import HwsimError
 from golden.rearrange import merge_heads, patches, split_heads
-from golden.windows import join_windows, merge_patches, partition_windows, position_bias, shift_mask
+from golden.windows import merge_order, place_order, relative_position_index, shift_mask, window_order
 from hwsim.data import normalise
 from hwsim.execute.parallel import map_batches
 from hwsim.networks.graph import FloatGraph, FloatNode
@@ -49,14 +50,46 @@ def _take_token(node: FloatNode, parameters: Mapping[str, Tensor], operands: Seq
     return operands[0][:, index : index + count]
 
 
+@lru_cache(maxsize=256)
+def _constant(make: Callable[..., np.ndarray], device: torch.device, *arguments: int) -> Tensor:
+    """An array of the window geometry on a device, made once: a copy from the host cannot be part of a CUDA graph.
+
+    It is no inference tensor even where the first to ask runs without gradients.
+    """
+    with torch.inference_mode(False):
+        return torch.from_numpy(make(*arguments).copy()).to(device)
+
+
+def _moved(tokens: Tensor, make: Callable[..., np.ndarray], *arguments: int) -> Tensor:
+    """Whole tokens in another order: [B, tokens, C] to [B, *order, C]."""
+    order = _constant(make, tokens.device, *arguments)
+    return tokens.index_select(1, order.flatten()).unflatten(1, order.shape)
+
+
+def _partition_windows(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    return _moved(operands[0], window_order, *_geometry(node))
+
+
+def _join_windows(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    return _moved(operands[0].flatten(1, 2), place_order, *_geometry(node))
+
+
+def _merge_patches(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
+    return _moved(operands[0], merge_order, node.attributes["height"], node.attributes["width"]).flatten(2)
+
+
+def _geometry(node: FloatNode) -> tuple[int, ...]:
+    return tuple(node.attributes[name] for name in ("height", "width", "window", "shift"))
+
+
 def _window_bias(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
     scores, table = operands
-    return scores + position_bias(table[0], node.attributes["window"])
+    return scores + _moved(table, relative_position_index, node.attributes["window"])[0].permute(2, 0, 1)
 
 
 def _shift_mask(node: FloatNode, parameters: Mapping[str, Tensor], operands: Sequence[Tensor]) -> Tensor:
     (scores,) = operands
-    masked = torch.from_numpy(shift_mask(**node.attributes)).to(scores.device)
+    masked = _constant(shift_mask, scores.device, *_geometry(node))
     return torch.where(masked[:, None], scores + MASKED, scores)
 
 
@@ -79,9 +112,9 @@ FLOAT_OPERATIONS: dict[str, Operation] = {
     "take_token": _take_token,
     "join_tokens": lambda node, parameters, operands: operands[0].flatten(1)[:, None],
     "token_mean": lambda node, parameters, operands: operands[0].mean(dim=1, keepdim=True),
-    "partition_windows": lambda node, parameters, operands: partition_windows(operands[0], **node.attributes),
-    "join_windows": lambda node, parameters, operands: join_windows(operands[0], **node.attributes),
-    "merge_patches": lambda node, parameters, operands: merge_patches(operands[0], **node.attributes),
+    "partition_windows": _partition_windows,
+    "join_windows": _join_windows,
+    "merge_patches": _merge_patches,
     "window_bias": _window_bias,
     "shift_mask": _shift_mask,
 }

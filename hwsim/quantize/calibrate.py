@@ -22,9 +22,10 @@ from golden.errors import HwsimError
 from hwsim.execute.parallel import batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, Operation, check_activation
+from hwsim.quantize.lost_rows import warn_of_lost_rows
 from hwsim.quantize.q_vit import fit_irm, rectified_parts
 from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
-from hwsim.quantize.quantizers.protocol import Grid, Observer
+from hwsim.quantize.quantizers.protocol import Grid, Observer, update_at
 from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
 from hwsim.quantize.recipe import Recipe
 from hwsim.quantize.search.run import search_scales
@@ -129,14 +130,18 @@ def calibrate(
     Warns
     -----
     UserWarning
-        An activation is constant; batches too small for a percentile; see also `search_scales`.
+        An activation is constant; batches too small for a percentile; rows of attention of which nothing is left, see
+        `hwsim.quantize.lost_rows`; see also `search_scales`.
     """
     if not len(images):
         raise HwsimError(f"{graph.name}: calibration needs at least one image")
     if recipe.irm:
         graph = fit_irm(graph, images, batch=recipe.calibration_batch, device=device)
     _check_roles(graph, recipe)
-    found = _search(graph, images[: recipe.search_images or None], recipe, device, progress, layers)
+    searched = images[: recipe.search_images or None]
+    found = _search(graph, searched, recipe, device, progress, layers)
+    if recipe.reconstruct is None or not recipe.reconstruct.activations:
+        warn_of_lost_rows(found, searched, device)
     if recipe.reconstruct is None:
         return found
     from hwsim.quantize.reconstruct.learn import reconstruct
@@ -174,7 +179,7 @@ def _search(
         def observe(node: FloatNode, value: Tensor, last: bool = last) -> Tensor:
             check_activation(graph.name, node, value)
             if node.name in observers:
-                observers[node.name].update(value)
+                update_at(node.name, observers[node.name], value)
                 if last:
                     _warn_of_constant(graph, node, value)
                     grids[node.name] = observers[node.name].grid(value)
@@ -232,7 +237,7 @@ def _calibrate_layers(
         if node.name in carried:
             carried[node.name].update(value)
         elif node.name in others:
-            others[node.name].update(value)
+            update_at(node.name, others[node.name], value)
             last[node.name] = value
         return value
 

@@ -48,12 +48,15 @@ class Lowering:
     accumulator_bits : int or None
         Accumulators of the linear layers; None takes the narrowest that is proven.
     overflow : {"prove", "wrap", "saturate"}
-        What a narrower accumulator does.
+        What a narrower accumulator does, in the units that have a choice: those of logarithmic codes have none.
+    guard_bits : int or None
+        Fraction bits of the accumulators of products on AdaLog and log-sqrt2 codes, at most; none has more than lose
+        nothing. Products are cut below them. None takes as many as lose nothing and 62 bits have room for.
 
     Raises
     ------
     HwsimError
-        `irm_bits`, `bias_fraction_bits` or `hidden_bits` out of range; the specs refuse the others.
+        `irm_bits`, `bias_fraction_bits`, `guard_bits` or `hidden_bits` out of range; the specs refuse the others.
     """
 
     hidden_bits: int = 12
@@ -69,9 +72,10 @@ class Lowering:
     bias_fraction_bits: int | None = None
     accumulator_bits: int | None = None
     overflow: str = "prove"
+    guard_bits: int | None = None
 
     def __post_init__(self) -> None:
-        for name, low, high in (("irm_bits", 2, 16), ("bias_fraction_bits", 0, 16)):
+        for name, low, high in (("irm_bits", 2, 16), ("bias_fraction_bits", 0, 16), ("guard_bits", 0, 40)):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
                 raise HwsimError(f"{name} must be an integer between {low} and {high}, not {value}")

@@ -53,11 +53,18 @@ def lower(calibration: Calibration) -> Program:
     ------
     HwsimError
         A ratio of scales out of reach of the multiplier width, an accumulator that could
-        overflow at the width of the recipe, or an operation without an integer form.
+        overflow at the width of the recipe, or an operation without an integer form; names the layer.
     """
     builder = ProgramBuilder(split_projections(calibration))
+    names = {node.name for node in builder.graph.nodes}
     for node in builder.graph.nodes:
         if node.operation not in LOWERINGS:
             raise HwsimError(f"{node.name}: a {node.operation} has no integer form in this package")
-        LOWERINGS[node.operation](builder, node)
+        try:
+            LOWERINGS[node.operation](builder, node)
+        except HwsimError as error:
+            if str(error).split(":")[0] in names:
+                raise
+            # A spec does not know whose it is.
+            raise HwsimError(f"{node.name}: {error}") from None
     return builder.program()

@@ -29,8 +29,11 @@ from hwsim.quantize.lowering.carriers import carrier_grids
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwoGrid
 from hwsim.quantize.quantizers.protocol import Grid
 from hwsim.quantize.quantizers.uniform import HeadGrid, UniformGrid
+from hwsim.quantize.weights import QuantizedWeight
 
 SHIFT_BITS = 6
+# Bits below an output step in which a constant output channel has its bias.
+CONSTANT_BITS = 8
 
 
 @dataclass(frozen=True)
@@ -242,6 +245,48 @@ class ProgramBuilder:
             "shift": [shift for _, shift, _ in parts],
             "zero_point": outgoing.zero_point,
         }
+
+    def row_units(
+        self, weight: QuantizedWeight, unit: np.ndarray, outgoing: UniformGrid | PowerOfTwoGrid | ChannelGrid
+    ) -> np.ndarray:
+        """Units of the sums of a linear layer, float64 [outputs], given those of its weights.
+
+        A row of zeros has a step next to nothing, in which its bias would be an integer beyond all widths. Its output
+        is the bias whatever the step, so it gets a fraction of a step of the output.
+        """
+        own = np.ldexp(outgoing.scales(len(unit)), -CONSTANT_BITS)
+        return np.where(weight.centred.any(axis=1), unit, own)
+
+    def sum_room(self, sums: int, bias: np.ndarray, spare: int) -> int:
+        """Guard bits for which a signed accumulator has room below its multiplier.
+
+        Parameters
+        ----------
+        sums : int
+            No sum of products without guard bits is larger.
+        bias : ndarray of float64
+            In units of these sums.
+        spare : int
+            Bits of 62 that the requantizer needs beside the multiplier's.
+        """
+        whole = 62 - self.widths.multiplier_bits - spare
+        # Sums below a quarter and a bias below half of what the accumulator holds.
+        return min(whole - 3 - sums.bit_length(), whole - 2 - int(np.abs(bias).max()).bit_length())
+
+    def guard_bits(self, lossless: int, room: int, limit: int) -> int:
+        """Guard bits of a product on logarithmic codes: the lossless ones, unless something wants fewer.
+
+        Parameters
+        ----------
+        lossless : int
+            As many as the largest shift.
+        room : int
+            Of the accumulator; where there is none the spec of the unit refuses it.
+        limit : int
+            Of the unit.
+        """
+        wanted = self.widths.guard_bits
+        return max(0, min(lossless, room, limit, lossless if wanted is None else wanted))
 
     def second_operand(self, node: FloatNode, zero_point: str) -> Operand:
         """The second operand of a matrix product; `zero_point` names the constant."""

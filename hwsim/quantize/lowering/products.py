@@ -27,7 +27,7 @@ def lower_linear(builder: ProgramBuilder, node: FloatNode) -> None:
     incoming, outgoing = builder.uniform(node.inputs[0]), builder.linear_output(node)
     weight = builder.calibration.weights[node.name]
     fraction = max(0, min(builder.widths.bias_fraction_bits or 0, WIDEST_SHIFTED - weight.bits))
-    unit = np.ldexp(incoming.scale * weight.scale, -fraction)
+    unit = builder.row_units(weight, np.ldexp(incoming.scale * weight.scale, -fraction), outgoing)
     outputs, inputs = weight.codes.shape
     offset = outgoing.offset * outgoing.scale if isinstance(outgoing, ChannelGrid) else 0.0
     bias = np.rint((node.parameters["bias"].astype(np.float64) + offset) / unit).astype(np.int64)

@@ -71,7 +71,8 @@ def lower_layernorm(builder: ProgramBuilder, node: FloatNode) -> None:
         mantissa_bits=builder.widths.mantissa_bits,
         radicand_bits=builder.widths.radicand_bits,
         gamma_bits=width,
-        beta_bits=signed_bits(int(beta_codes.min()), int(beta_codes.max())),
+        # A LayerNorm of zeros has no beta; the unit has two bits for it at least.
+        beta_bits=max(2, signed_bits(int(beta_codes.min()), int(beta_codes.max()))),
     )
     constants = {
         "zero_in": incoming.zero_point,

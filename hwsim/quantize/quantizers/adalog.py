@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 # What the search tries, as published.
 SEARCHED_Q = range(10, 138)
+# Of the units.
+WIDEST_GUARD = 32
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,7 @@ class AdaLogGrid:
         shift, mantissa = adalog_tables(self.bits, self.q)
         product = self.bits + 3 + values.bits
         room = 62 - builder.widths.multiplier_bits - product - values.inner.bit_length()
-        guard = min(lossless_guard_bits(self.bits, self.q), room, 32)
+        guard = builder.guard_bits(lossless_guard_bits(self.bits, self.q), room, WIDEST_GUARD)
         unit = self.scale * values.scale / ((2 << self.bits) - 2) / 2**guard
         requantize, constants = builder.requantizer(node.name, unit / values.outgoing.scale, values.outgoing)
         spec = AdaLogMatmulSpec(

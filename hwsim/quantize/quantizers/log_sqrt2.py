@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 
 # Widest accumulator of both parities: two products with 16-bit multipliers are added in 62 bits.
 ACCUMULATOR_ROOM = 61
+# Of the units.
+WIDEST_GUARD = 40
 
 
 def _entries(bits: int, scale: float) -> np.ndarray:
@@ -76,7 +78,8 @@ class LogSqrt2Grid:
         """A sum of the even and one of the odd codes."""
         values = builder.second_operand(node, "zero_v")
         plain = values.bits + 2 + values.inner.bit_length()
-        guard = min(lossless_guard_bits(self.bits), ACCUMULATOR_ROOM - 1 - builder.widths.multiplier_bits - plain)
+        room = ACCUMULATOR_ROOM - 1 - builder.widths.multiplier_bits - plain
+        guard = builder.guard_bits(lossless_guard_bits(self.bits), room, WIDEST_GUARD)
         unit = self.scale * values.scale / 2**guard
         requantize, constants = _two_multipliers(builder, node.name, unit / values.outgoing.scale, values.outgoing)
         spec = LogSqrt2MatmulSpec(
@@ -123,12 +126,14 @@ class ShiftLogSqrt2Grid:
         weight = builder.calibration.weights[node.name]
         codes, zero = weight.unsigned
         outputs, inputs = codes.shape
-        plain = int(np.abs(weight.centred).sum(axis=1).max()).bit_length() + 2
-        guard = min(lossless_guard_bits(self.bits), ACCUMULATOR_ROOM - 1 - builder.widths.multiplier_bits - plain)
-        unit = self.scale / 2**guard * weight.scale
-        bias = node.parameters["bias"].astype(np.float64) - GELU_DEPTH * weight.centred.sum(axis=1) * weight.scale
-        bias_codes = np.rint(bias / unit).astype(np.int64)
         outgoing = builder.linear_output(node)
+        whole = builder.row_units(weight, self.scale * weight.scale, outgoing)
+        bias = node.parameters["bias"].astype(np.float64) - GELU_DEPTH * weight.centred.sum(axis=1) * weight.scale
+        # Two products with a multiplier are added.
+        room = builder.sum_room(int(np.abs(weight.centred).sum(axis=1).max()), bias / whole, 62 - ACCUMULATOR_ROOM)
+        guard = builder.guard_bits(lossless_guard_bits(self.bits), room, WIDEST_GUARD)
+        unit = whole / 2**guard
+        bias_codes = np.rint(bias / unit).astype(np.int64)
         requantize, constants = _two_multipliers(builder, node.name, unit / outgoing.scales(outputs), outgoing)
         spec = LogSqrt2LinearSpec(
             input_features=inputs,

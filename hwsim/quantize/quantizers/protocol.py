@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from golden.errors import HwsimError
+
 
 class Grid(Protocol):
     """Where the codes of a point lie.
@@ -49,6 +51,20 @@ class Observer(Protocol):
     def grid(self, last: Tensor) -> Grid:
         """The grid, given the last batch (already seen by `update`)."""
         ...
+
+
+def update_at(point: str, observer: Observer, x: Tensor) -> None:
+    """Let an observer see a batch of a point.
+
+    Raises
+    ------
+    HwsimError
+        Values that its quantizer does not take; names the point.
+    """
+    try:
+        observer.update(x)
+    except HwsimError as error:
+        raise HwsimError(f"{point}: {error}") from None
 
 
 class Quantizer(Protocol):

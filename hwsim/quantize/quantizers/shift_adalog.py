@@ -11,7 +11,7 @@ from torch import Tensor
 from golden.accumulate import signed_bits
 from golden.adalog import BASE_DENOMINATOR, adalog_tables, lossless_guard_bits
 from golden.adalog_linear import AdaLogLinearSpec
-from hwsim.quantize.quantizers.adalog import check_adalog
+from hwsim.quantize.quantizers.adalog import WIDEST_GUARD, check_adalog
 from hwsim.quantize.quantizers.logarithm import (
     GELU_DEPTH,
     check_depth,
@@ -66,13 +66,14 @@ class ShiftAdaLogGrid:
         shift, mantissa = adalog_tables(self.bits, self.q)
         top = (2 << self.bits) - 2
         outputs, inputs = weight.codes.shape
-        # Any weights and codes without guard bits, and the bias; the rest of 62 bits less the multiplier's is for them.
-        room = 62 - builder.widths.multiplier_bits - 3 - (inputs * top << weight.bits).bit_length()
-        guard = max(0, min(lossless_guard_bits(self.bits, self.q), room, 32))
-        unit = self.scale / top / 2**guard * weight.scale
-        bias = node.parameters["bias"].astype(np.float64) - GELU_DEPTH * weight.centred.sum(axis=1) * weight.scale
-        codes = np.rint(bias / unit).astype(np.int64)
         outgoing = builder.linear_output(node)
+        whole = builder.row_units(weight, self.scale / top * weight.scale, outgoing)
+        bias = node.parameters["bias"].astype(np.float64) - GELU_DEPTH * weight.centred.sum(axis=1) * weight.scale
+        # Any weights and codes.
+        room = builder.sum_room(inputs * top << weight.bits, bias / whole, 0)
+        guard = builder.guard_bits(lossless_guard_bits(self.bits, self.q), room, WIDEST_GUARD)
+        unit = whole / 2**guard
+        codes = np.rint(bias / unit).astype(np.int64)
         requantize, constants = builder.requantizer(node.name, unit / outgoing.scales(outputs), outgoing)
         spec = AdaLogLinearSpec(
             input_features=inputs,

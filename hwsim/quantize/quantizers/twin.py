@@ -183,9 +183,9 @@ class TwinGeluGrid:
         """Codes are shifted onto the finer of both steps."""
         weight = builder.calibration.weights[node.name]
         shift = self.shift
-        unit = min(self.negative, self.positive) * weight.scale
         outputs, inputs = weight.codes.shape
         outgoing = builder.linear_output(node)
+        unit = builder.row_units(weight, min(self.negative, self.positive) * weight.scale, outgoing)
         bias = np.rint(node.parameters["bias"].astype(np.float64) / unit).astype(np.int64)
         requantize, constants = builder.requantizer(node.name, unit / outgoing.scales(outputs), outgoing)
         spec = TwinLinearSpec(

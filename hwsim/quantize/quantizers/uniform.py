@@ -19,6 +19,17 @@ FLOAT32_EPS = float(torch.finfo(torch.float32).eps)
 VALUES_AT_ONCE = {"cpu": 1 << 16}
 
 
+def _codes(x: Tensor, scale: Tensor | float, zero_point: Tensor | int, highest: int, round_first: bool) -> Tensor:
+    """Half-to-even rounding with the zero point behind it or in front."""
+    codes = (x / scale).round() + zero_point if round_first else (x / scale + zero_point).round()
+    return codes.clamp(0, highest)
+
+
+def _order(round_first: bool) -> dict[str, bool]:
+    """What a record says of the order: nothing of the usual one, which older files have."""
+    return {"round_first": True} if round_first else {}
+
+
 @dataclass(frozen=True)
 class UniformGrid:
     """``(code - zero_point) * scale``, unsigned codes, one scale a tensor.
@@ -29,19 +40,23 @@ class UniformGrid:
         A float32 value above 0.
     zero_point : int
     bits : int
+    round_first : bool
+        Add the zero point behind the rounding, as PTQ4ViT, RepQ-ViT and AdaLog do; FQ-ViT adds it before. They differ
+        where a value lies in the middle of two codes and the zero point is odd.
     """
 
     scale: float
     zero_point: int
     bits: int
+    round_first: bool = False
 
     @property
     def highest(self) -> int:
         return (1 << self.bits) - 1
 
     def codes(self, x: Tensor) -> Tensor:
-        """Codes as float32; the zero point is added before rounding, as FQ-ViT does."""
-        return (x / self.scale + self.zero_point).round().clamp(0, self.highest)
+        """Codes as float32."""
+        return _codes(x, self.scale, self.zero_point, self.highest, self.round_first)
 
     def values(self, codes: Tensor) -> Tensor:
         return (codes - self.zero_point) * self.scale
@@ -55,7 +70,7 @@ class UniformGrid:
         return np.full(count, self.zero_point)
 
     def record(self) -> dict[str, Any]:
-        return {"scale": self.scale, "zero_point": self.zero_point}
+        return {"scale": self.scale, "zero_point": self.zero_point, **_order(self.round_first)}
 
 
 @dataclass(frozen=True)
@@ -67,11 +82,14 @@ class HeadGrid:
     scale : ndarray of float32 [heads]
     zero_point : ndarray of int64 [heads]
     bits : int
+    round_first : bool
+        As in `UniformGrid`.
     """
 
     scale: np.ndarray
     zero_point: np.ndarray
     bits: int
+    round_first: bool = False
     _tensors: dict[torch.device, tuple[Tensor, Tensor]] = field(default_factory=dict, compare=False, repr=False)
 
     @property
@@ -87,7 +105,7 @@ class HeadGrid:
 
     def codes(self, x: Tensor) -> Tensor:
         scale, zero_point = self._on(x.device)
-        return (x / scale + zero_point).round().clamp(0, self.highest)
+        return _codes(x, scale, zero_point, self.highest, self.round_first)
 
     def values(self, codes: Tensor) -> Tensor:
         scale, zero_point = self._on(codes.device)
@@ -104,7 +122,7 @@ class HeadGrid:
         return self.zero_point
 
     def record(self) -> dict[str, Any]:
-        return {"scale": self.scale.tolist(), "zero_point": self.zero_point.tolist()}
+        return {"scale": self.scale.tolist(), "zero_point": self.zero_point.tolist(), **_order(self.round_first)}
 
 
 @dataclass(frozen=True)

@@ -96,7 +96,7 @@ class _LearnedUniform:
     def settled(self) -> UniformGrid | HeadGrid:
         scale = _settled_scale(np.asarray(self.grid.scale, np.float32), self.share)
         if isinstance(self.grid, HeadGrid):
-            return HeadGrid(scale, self.grid.zero_point, self.grid.bits)
+            return HeadGrid(scale, self.grid.zero_point, self.grid.bits, self.grid.round_first)
         return replace(self.grid, scale=float(scale))
 
 

@@ -20,6 +20,7 @@ from golden.errors import HwsimError
 from hwsim.execute.parallel import batches
 from hwsim.networks.graph import FloatNode
 from hwsim.networks.interpret import Interpreter, evaluate
+from hwsim.quantize.lost_rows import warn_of_lost_rows
 from hwsim.quantize.quantizers.protocol import Grid
 from hwsim.quantize.reconstruct.activations import LEAST_SHARE, LearnedGrid, learned_grid
 from hwsim.quantize.reconstruct.blocks import Block, blocks
@@ -73,6 +74,11 @@ def reconstruct(
     HwsimError
         No images, an activation whose step cannot be learned, a block that is tied to others, or an error that is not
         finite.
+
+    Warns
+    -----
+    UserWarning
+        Rows of attention of which nothing is left, if the scales of activations were learned.
     """
     if not len(images):
         raise HwsimError(f"{calibration.graph.name}: a reconstruction needs at least one image")
@@ -106,7 +112,10 @@ def reconstruct(
         if settings.inputs == "quantized":
             given = network.run_all(given, *hard)
         wanted = target
-    return replace(calibration, grids=grids, weights=weights, images=len(images), reconstructed=errors)
+    result = replace(calibration, grids=grids, weights=weights, images=len(images), reconstructed=errors)
+    if settings.activations:
+        warn_of_lost_rows(result, images, device)
+    return result
 
 
 class _BlockNetwork:

@@ -7,7 +7,6 @@ error of the product.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -20,8 +19,8 @@ from hwsim.execute.parallel import batches, map_batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, check_activation
 from hwsim.quantize.quantizers.adalog import SEARCHED_Q, AdaLog, AdaLogGrid
-from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, LogSqrt2Grid, ShiftLogSqrt2, ShiftLogSqrt2Grid
-from hwsim.quantize.quantizers.protocol import Grid, Quantizer
+from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, ShiftLogSqrt2, ShiftLogSqrt2Grid
+from hwsim.quantize.quantizers.protocol import Grid, Quantizer, update_at
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog, ShiftAdaLogGrid
 from hwsim.quantize.quantizers.twin import SOFTMAX_SHIFTS, TwinGelu, TwinGeluGrid, TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
@@ -36,8 +35,6 @@ from hwsim.quantize.weights import AsymmetricWeights, QuantizedWeight
 ZERO_POINTS = 16
 # Octaves of a twin quantizer's positive step behind GELU, as AdaLog's code compares with.
 TWIN_OCTAVES = range(-5, 25)
-# Rows of attention without any code but the zero symbol that are worth a warning.
-LOST_ROWS = 0.01
 BATCH = 32
 
 Progress = Callable[[int], None]
@@ -87,6 +84,8 @@ def search_layers(
     search = recipe.search
     assert isinstance(search, PairSearch)
     tried: dict[str, int] = {}
+    # Before a reparameterization, which makes zeros of the weights behind channels that are constant.
+    _check_weights(graph)
     if recipe.reparameterize:
         channels = channel_scales(graph, images, recipe, search, device, tried)
         graph, _ = reparameterize(graph, channels)
@@ -100,6 +99,16 @@ def search_layers(
         for product in products:
             product.keep()
     return found
+
+
+def _check_weights(graph: FloatGraph) -> None:
+    """Refuse weights that are all zero: no scale is better than another."""
+    for node in graph.nodes:
+        if node.operation == "linear" and not node.parameters["weight"].any():
+            raise HwsimError(
+                f"{graph.name}: all weights of {node.name} are zero, so no scale can be searched for; "
+                "check the checkpoint"
+            )
 
 
 def _work(products: Sequence[_Product], device: torch.device, progress: Progress | None) -> None:
@@ -201,13 +210,7 @@ class _Product:
         quantizer = self.recipe.weights_for(self.node)
         if not isinstance(quantizer, AsymmetricWeights):
             raise HwsimError(f"recipe {self.recipe.name}: this search takes asymmetric weights ({self.node.name})")
-        weight = self.node.parameters["weight"]
-        if not weight.any():
-            raise HwsimError(
-                f"{self.found.graph.name}: all weights of {self.node.name} are zero, so no scale can be searched for; "
-                "check the checkpoint"
-            )
-        rows = torch.from_numpy(weight).to(device)[None, None]
+        rows = torch.from_numpy(self.node.parameters["weight"]).to(device)[None, None]
         zero_points = min(ZERO_POINTS, 1 << (quantizer.bits - 1))
         return UniformOperand(rows, quantizer.bits, "row", self.settings, zero_points=zero_points)
 
@@ -255,8 +258,6 @@ class _Product:
             assert isinstance(operand, UniformOperand | GridOperand | ShiftedLogOperand)
             grid: Grid = operand.grid() if isinstance(operand, UniformOperand) else operand.grid
             self.found.grids.setdefault(point.name, grid)
-            if isinstance(grid, AdaLogGrid | LogSqrt2Grid):
-                _warn_of_lost_rows(point.name, grid, operand.rows)
         self.found.tried[self.node.name] = sum(operand.tried for operand in self.operands)
         if self.node.operation == "linear":
             scale, zero_point = (x.cpu().numpy() for x in (self.weight.scale, self.weight.zero_point))
@@ -282,10 +283,7 @@ def first_grid(quantizer: Quantizer, rows: Tensor, point: str) -> Grid:
         Values that it does not take; names the point.
     """
     observer = quantizer.observer()
-    try:
-        observer.update(rows)
-    except HwsimError as error:
-        raise HwsimError(f"{point}: {error}") from None
+    update_at(point, observer, rows)
     return observer.grid(rows)
 
 
@@ -303,13 +301,3 @@ def _grids(quantizer: Quantizer, rows: Tensor, point: str) -> list[Grid]:
     if isinstance(quantizer, LogSqrt2):
         return [first_grid(quantizer, rows, point)]
     raise HwsimError(f"{point}: this search does not know a {type(quantizer).__name__}")
-
-
-def _warn_of_lost_rows(name: str, grid: AdaLogGrid | LogSqrt2Grid, rows: Tensor) -> None:
-    """Warn where whole rows of attention become zero symbols: what they attend to is lost."""
-    lost = float((grid.codes(rows.amax(dim=-1)) >= grid.zero_symbol).float().mean())
-    if lost > LOST_ROWS:
-        warnings.warn(
-            f"{name}: {100 * lost:.1f} % of the rows of attention have zero symbols alone; use more attention bits",
-            stacklevel=2,
-        )

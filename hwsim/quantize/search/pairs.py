@@ -18,7 +18,7 @@ from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLogGrid
 from hwsim.quantize.quantizers.uniform import FLOAT32_EPS, HeadGrid, UniformGrid
 from hwsim.quantize.search.output_error import OutputError, Quantize, some_rows
 from hwsim.quantize.search.progressive import Best, Cost, Space, alternating, brute_force, progressive
-from hwsim.quantize.search.settings import PairSearch
+from hwsim.quantize.search.settings import PROGRESSIVE, PairSearch
 
 # Quantiles between which the finest steps just lie, as released.
 INNER = 0.1
@@ -183,11 +183,11 @@ class UniformOperand:
         self.scale, self.zero_point = best.first, best.second
 
     def grid(self) -> UniformGrid | HeadGrid:
-        """The grid that was chosen."""
+        """The grid that was chosen, its codes rounded as the search did."""
         scale, zero_point = self.scale.cpu().numpy(), self.zero_point.cpu().numpy().astype(np.int64)
         if self.group == "head":
-            return HeadGrid(scale, zero_point, self.bits)
-        return UniformGrid(float(scale[0]), int(zero_point[0]), self.bits)
+            return HeadGrid(scale, zero_point, self.bits, round_first=True)
+        return UniformGrid(float(scale[0]), int(zero_point[0]), self.bits, round_first=True)
 
 
 class ShiftedLogOperand:
@@ -254,7 +254,8 @@ class ShiftedLogOperand:
         coarse: tuple[int, ...] = (self._q or BASE_DENOMINATOR,)
         low, high = self._range
         fixed = bool(self._q) or isinstance(self.grid, ShiftLogSqrt2Grid)
-        if not fixed:
+        if not fixed and self._settings.method in PROGRESSIVE:
+            # The first beam; the other methods have pairs of their own.
             seconds = torch.tensor(SEARCHED_Q, dtype=rows.dtype, device=rows.device)[:, None]
             found = cost(high.expand(len(seconds), 1), seconds)
             self.tried += len(seconds)

@@ -73,7 +73,7 @@ def percentile_ranges(
         for name, (scale, zero_point) in joint.items():
             quantizer = recipe.quantizer_of(graph[name])
             assert isinstance(quantizer, Uniform)  # checked when the channels were found
-            grids[name] = UniformGrid(scale, zero_point, quantizer.bits)
+            grids[name] = UniformGrid(scale, zero_point, quantizer.bits, round_first=True)
         for linear in reparameterizable(graph).values():
             weights[linear] = least_error_weights(recipe, graph[linear])
     return Found(graph, grids, weights)
@@ -84,11 +84,15 @@ def _grid(quantizer: Quantizer, value: Tensor, name: str) -> Grid:
         rows = value.movedim(-3, 0).flatten(1) if quantizer.heads else value.reshape(1, -1)
         scale, zero_point = (x.cpu().numpy() for x in least_error_range(rows, quantizer.bits))
         if quantizer.heads:
-            return HeadGrid(scale, zero_point.astype(np.int64), quantizer.bits)
-        return UniformGrid(float(scale[0]), int(zero_point[0]), quantizer.bits)
+            return HeadGrid(scale, zero_point.astype(np.int64), quantizer.bits, round_first=True)
+        return UniformGrid(float(scale[0]), int(zero_point[0]), quantizer.bits, round_first=True)
     if isinstance(quantizer, LogSqrt2):
-        grids = [LogSqrt2Grid(quantizer.bits, float(_quantiles(value.reshape(1, -1), share))) for share in PERCENTILES]
-        errors = [float((value - grid.values(grid.codes(value))).square().mean()) for grid in grids if grid.scale > 0]
+        scales = [float(_quantiles(value.reshape(1, -1), share)) for share in PERCENTILES]
+        if not any(scales):
+            # One-hot rows: even the last percentile is 0, and the values that are not are all of the range.
+            scales = [float(value.max()) or 1.0]
+        grids = [LogSqrt2Grid(quantizer.bits, scale) for scale in scales if scale > 0]
+        errors = [float((value - grid.values(grid.codes(value))).square().mean()) for grid in grids]
         return grids[errors.index(min(errors))]
     return first_grid(quantizer, value, name)
 

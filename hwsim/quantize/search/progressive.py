@@ -103,7 +103,8 @@ def progressive(cost: Cost, space: Space, *, candidates: int, steps: int, beam: 
         k of the paper.
     refine_second : bool
         Refine both parameters, as the paper says: the children of a pair are itself and its neighbours on a grid
-        of both. Otherwise the first one alone, as the released code does.
+        of both, and `LEAST_CHILDREN` or more of a step's candidates are there for each. Otherwise the first one alone,
+        as the released code does.
     """
     best = Best.none(space)
     count = max(1, candidates // len(space.coarse))
@@ -128,12 +129,15 @@ def progressive(cost: Cost, space: Space, *, candidates: int, steps: int, beam: 
 
 
 def _offsets(children: int, reach: int) -> list[tuple[float, int]]:
-    """Children of a pair: shares of the width of the first parameter, and distances of the second."""
-    seconds = (0, -reach, reach) if reach and children >= 9 else (0, reach, -reach)[: 2 if reach else 1]
+    """Children of a pair: shares of the width of the first parameter, and distances of the second.
+
+    With a reach there are at least `LEAST_CHILDREN`.
+    """
+    seconds = (0, -reach, reach) if reach else (0,)
     count = max(2, children // len(seconds))
     if reach:
         count -= 1 - count % 2  # odd, so that the pair is its own child
-    firsts = [index / (count - 1) - 0.5 for index in range(count)] if count > 1 else [0.0]
+    firsts = [index / (count - 1) - 0.5 for index in range(count)]
     return [(of_first, of_second) for of_second in seconds for of_first in firsts]
 
 

@@ -7,6 +7,10 @@ from dataclasses import dataclass
 from golden.errors import HwsimError
 
 METHODS = ("fpcs", "released", "alternating", "brute-force")
+# Those that keep a beam.
+PROGRESSIVE = ("fpcs", "released")
+# The smallest grid of both parameters around a pair.
+LEAST_CHILDREN = 9
 METRICS = ("hessian", "mse", "cosine")
 MODES = ("parallel", "sequential")
 
@@ -89,7 +93,8 @@ class PairSearch:
     steps : int
         Of FPCS, p of the paper.
     beam, gelu_beam : int
-        Pairs that FPCS keeps, k of the paper, which does not say how many; behind GELU.
+        Pairs that FPCS keeps, k of the paper, which does not say how many; behind GELU. Where more steps follow there
+        are 9 candidates or more for each: the pair and its neighbours on a grid of both parameters.
     rounds : int
         Turns of each operand.
     values : int
@@ -114,6 +119,12 @@ class PairSearch:
             raise HwsimError(f"search method must be one of {', '.join(METHODS)}, not {self.method!r}")
         if min(self.candidates, self.steps, self.beam, self.gelu_beam, self.rounds) < 1 or self.values < 0:
             raise HwsimError("candidates, steps, beams and rounds of a search are at least 1, values at least 0")
+        children = self.candidates // max(self.beam, self.gelu_beam)
+        if self.method == "fpcs" and self.steps > 1 and children < LEAST_CHILDREN:
+            raise HwsimError(
+                f"the search method fpcs refines both parameters of a pair and needs {LEAST_CHILDREN} candidates for "
+                f"each pair that it keeps, not {children}; take more candidates or a smaller beam"
+            )
 
 
 @dataclass(frozen=True)
