@@ -78,6 +78,7 @@ def measured_widths(path: Path | None = None) -> pd.DataFrame:
 
 def arranged(data: pd.DataFrame) -> pd.DataFrame:
     """Rows by network (as they come), system (in the order of `SYSTEMS`) and width (widest first)."""
+    data = data.reset_index(drop=True)  # tables that were joined have the same index twice
     networks, systems = list(dict.fromkeys(data["network"])), list(SYSTEMS)
     places = {"network": networks.index, "system": systems.index, "width": lambda width: -width}
     order = data.assign(**{name: data[name].map(place) for name, place in places.items()}).sort_values(list(KEY)).index
