@@ -11,8 +11,9 @@ The units that become hardware (`golden.log_softmax`, `golden.layernorm`,
 `golden.adalog`) are specified apart; this package says what they are measured
 against.
 
-Sources: FQ-ViT (Lin et al., IJCAI 2022), RepQ-ViT (Li et al., ICCV 2023) and AdaLog
-(Wu et al., ECCV 2024), with their released code.
+Sources: FQ-ViT (Lin et al., IJCAI 2022), PTQ4ViT (Yuan et al., ECCV 2022), RepQ-ViT (Li et
+al., ICCV 2023), AdaLog (Wu et al., ECCV 2024) and Q-ViT (Li et al., NeurIPS 2022), with their
+released code.
 """
 
 from golden.published.adalog import (
@@ -26,6 +27,8 @@ from golden.published.adalog import (
 )
 from golden.published.layernorm import int_layernorm
 from golden.published.observers import observe, pts_factors
+from golden.published.ptq4vit import symmetric_quantize, twin_gelu, twin_softmax
+from golden.published.q_vit import lsq_dequantize, lsq_quantize, lsq_range, rectify
 from golden.published.repq import (
     Reparameterized,
     asymmetric_dequantize,
@@ -48,10 +51,17 @@ __all__ = [
     "log_int_softmax",
     "log_sqrt2_dequantize",
     "log_sqrt2_quantize",
+    "lsq_dequantize",
+    "lsq_quantize",
+    "lsq_range",
     "observe",
     "pts_factors",
+    "rectify",
     "reparameterize",
     "shifted_adalog_dequantize",
     "shifted_adalog_quantize",
     "shifted_bias",
+    "symmetric_quantize",
+    "twin_gelu",
+    "twin_softmax",
 ]

@@ -10,6 +10,7 @@ from numpy.typing import ArrayLike
 
 from golden.errors import HwsimError
 from golden.published.arguments import integer_array, positive_scale, real_array, whole_number
+from golden.published.rounding import rounded_quotient
 
 # Farthest zero point: ranges that do not reach to 0 have it outside the codes.
 LARGEST_ZERO_POINT = 1 << 24
@@ -49,12 +50,8 @@ def asymmetric_quantize(x: ArrayLike, bits: int, scale: float, zero_point: int) 
     scale = positive_scale("scale", scale)
     values = real_array("x", x)
     # What lies outside the codes is clipped either way; so no quotient is too large for an integer.
-    limit = float((1 << bits) + abs(zero_point))
-    quotient = np.clip(values.ravel() / scale, -limit, limit)
-    codes = np.rint(quotient).astype(np.int64)
-    for i in np.flatnonzero(np.abs(quotient - np.floor(quotient) - 0.5) < 1e-6).tolist():
-        codes[i] = round(Fraction(values.ravel()[i].item()) / Fraction(scale))
-    return np.clip(codes + zero_point, 0, (1 << bits) - 1).reshape(values.shape)
+    codes = rounded_quotient(values, scale, (1 << bits) + abs(zero_point))
+    return np.clip(codes + zero_point, 0, (1 << bits) - 1)
 
 
 def asymmetric_dequantize(codes: ArrayLike, bits: int, scale: float, zero_point: int) -> np.ndarray:
