@@ -60,8 +60,8 @@ def twin_softmax(x: ArrayLike, bits: int, split: int, *, as_released: bool = Fal
         The ranges meet at ``2**-split``, 0 to 40; their steps differ by as much.
     as_released : bool
         The form of the released code: steps of ``1 / (2**(bits-1) - 1)`` and ``2**-split`` of it, and the value of
-        *both* ranges added up, which makes nearly every value too large by ``2**-split``. The paper's form takes the one
-        range that the value lies in, with steps ``2**-(bits-1)`` and ``2**-(bits-1+split)``.
+        *both* ranges added up, which makes nearly every value too large by ``2**-split``. The paper's form takes the
+        one range that the value lies in, with steps ``2**-(bits-1)`` and ``2**-(bits-1+split)``.
 
     Returns
     -------
