@@ -21,7 +21,14 @@ ASSET = "widths.csv"
 KEY = ("network", "system", "width")
 COLUMNS = ("network", "system", "bits", "width", "images", "float", "fake", "integer", "note", "on", "measured")
 # In this order, with colours that colour-blind readers can tell apart (Okabe and Ito).
-SYSTEMS = {"FQ-ViT": "#0072B2", "PTQ4ViT": "#E69F00", "RepQ-ViT": "#CC79A7", "AdaLog": "#009E73", "Q-ViT": "#D55E00"}
+SYSTEMS = {
+    "FQ-ViT": "#0072B2",
+    "PTQ4ViT": "#E69F00",
+    "RepQ-ViT": "#CC79A7",
+    "AdaLog": "#009E73",
+    "Q-ViT": "#D55E00",
+    "Q-ViT, untrained": "#8C8C8C",
+}
 
 
 def read_widths(path: Path | None = None) -> pd.DataFrame:

@@ -57,6 +57,8 @@ def test_spaces_from_text() -> None:
         (["weight_bits="], "has no values; write FIELD=VALUE"),
         (["weight_bits"], "has no values; write FIELD=VALUE"),
         (["weight_bits=8..4"], "the search space is empty"),
+        (["weight_bits=4.."], r"the range '4..' needs both ends, such as 4..8"),
+        (["weight_bits=..8,4"], "the range '..8' needs both ends"),
         (["weight_bit=4"], "there is no field 'weight_bit' of a recipe; did you mean weight_bits"),
         (["hidden_bit=4"], "did you mean hidden_bits"),
         (["recipe=ptq4vitt"], "recipe: there is no 'ptq4vitt'; did you mean ptq4vit"),
@@ -197,7 +199,7 @@ def test_searches_that_are_refused(tmp_path: Path) -> None:
     space = parse_space(["weight_bits=4"])
     with pytest.raises(HwsimError, match="search must be one of grid, random, nsga2, not 'annealing'"):
         run(space, tmp_path, "annealing")
-    with pytest.raises(HwsimError, match="a random search needs a number of points"):
+    with pytest.raises(HwsimError, match="--search random: a random search needs --points"):
         run(space, tmp_path, "random")
 
 
@@ -382,10 +384,19 @@ def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.M
         ([options[0], "embedded-swin", *options[1:], *programs], "is a program of embedded .* explore that network"),
         ([*options[:2], "15", *options[3:], "--pick", key], "there is no point|measured with other images"),
         ([*options, "--pick", "0123"], "there is no point 0123"),
-        ([*options, *vary, "--against", "luts"], "there is no cost 'luts'; choose among"),
-        ([*options, "--vary", "weight_bits=9"], "none of the 1 points has figures"),
+        (
+            [*options, "--vary", "weight_bits=6", "--against", "luts"],
+            "--against: there is no cost 'luts'; choose among",
+        ),
+        ([*options, *vary, "--search", "foo"], "search must be one of grid, random, nsga2, not 'foo'"),
         ([*options, *vary, "--ray", "127.0.0.1:1"], "no cluster answers"),
     ):
         failed = runner.invoke(cli, wrong)
         assert isinstance(failed.exception, HwsimError)
         assert re.search(said, str(failed.exception))
+    # None of them measured a point, nor changed a file: so does an exploration in which every point fails.
+    kept = {path: path.read_bytes() for path in folder.glob("embedded.*")}
+    assert len(list((folder / "points").glob("*.json"))) == len(table) + 2
+    failed = runner.invoke(cli, [*options, "--vary", "weight_bits=9"])
+    assert "none of the 1 points has figures, for the reasons above" in str(failed.exception)
+    assert {path: path.read_bytes() for path in folder.glob("embedded.*")} == kept

@@ -99,7 +99,7 @@ def test_tables_are_recorded(tmp_path):
     path.write_text(
         "label,images,float_top1,fake_quant_top1,integer_top1,note,measured\n"
         "AdaLog 5/5/5,1200,81.75,80.08333333333333,79.91666666666667,,2026-01-02\n"
-        "FQ-ViT 3/3/3,1200,81.75,,,too coarse,2026-01-02\n"
+        '"Q-ViT, untrained 3/3/3",1200,81.75,,,too coarse,2026-01-02\n'
     )
     first, second = tool.rows_of_table(path, "CPU")
     assert first == {
@@ -115,4 +115,5 @@ def test_tables_are_recorded(tmp_path):
         "on": "CPU",
         "measured": "2026-01-02",
     }
+    assert second["system"] == "Q-ViT, untrained"
     assert second["note"] == "too coarse" and math.isnan(second["fake"]) and math.isnan(second["integer"])

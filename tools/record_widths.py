@@ -32,7 +32,7 @@ def rows_of_table(path: Path, device: str) -> list[dict[str, object]]:
     network = path.stem.removeprefix("widths-")
     found = []
     for row in pd.read_csv(path).to_dict("records"):
-        system, bits = row["label"].split(" ", 1)
+        system, bits = row["label"].rsplit(" ", 1)
         found.append(
             {
                 "network": network,

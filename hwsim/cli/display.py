@@ -42,8 +42,7 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
     from rich.table import Table
 
     cells = [list(row) for row in rows]
-    heading = None if title is None else escape(title)
-    result = Table(title=heading, box=SIMPLE_HEAD, title_justify="left", pad_edge=False)
+    result = Table(box=SIMPLE_HEAD, pad_edge=False)
     for index, name in enumerate(columns):
         numeric = bool(cells) and all(isinstance(row[index], int | float) for row in cells)
         result.add_column(name, justify="right" if numeric else "left", overflow="fold")
@@ -55,4 +54,8 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
             )
         )
     # Piped output must not be cut to the width of a terminal that is not there.
-    Console(width=None if sys.stdout.isatty() else 160).print(result)
+    console = Console(width=None if sys.stdout.isatty() else 160)
+    if title is not None:
+        # A line of its own: rich would break a table's title at the width of the table.
+        console.print(escape(title), style="italic", soft_wrap=True, highlight=False)
+    console.print(result)

@@ -33,6 +33,18 @@ if TYPE_CHECKING:
     from hwsim.program import Program
 
 COSTS = ("constant_bytes", "cycles")
+# Of every program; cells come on top.
+COST_NAMES = (
+    "weight_bytes",
+    "table_bytes",
+    "constant_bytes",
+    "activation_bytes",
+    "operations",
+    "fixops",
+    "cycles",
+    "frames_a_second",
+    "traffic_bytes",
+)
 
 bench_options = with_options(
     network_options,
@@ -63,6 +75,14 @@ class ProgramCosts:
     family: str | None
     folder: Path
 
+    @property
+    def names(self) -> list[str]:
+        """What `__call__` gives."""
+        from rtl.synthesis import families
+
+        cells = [] if self.family is None else families.family(self.family).resources
+        return [*COST_NAMES, *(f"{self.family}_{name.lower()}" for name in cells)]
+
     def __call__(self, program: Program) -> Mapping[str, float]:
         """Bytes, operations, cycles, and cells where a family is given."""
         from hwsim.cli.hardware_cost import hardware_of, program_area, program_cycles
@@ -72,17 +92,18 @@ class ProgramCosts:
         spent = program_cycles(program, self.accelerator)
         report = program_report(program, spent)
         sizes = report["bytes"]
-        costs: dict[str, float] = {
-            "weight_bytes": sizes["weights"],
-            "table_bytes": sizes["tables"],
-            "constant_bytes": sizes["all_constants"],
-            "activation_bytes": sizes["peak_activations"],
-            "operations": sum(each["count"] for each in report["operations"]),
-            "fixops": report["fixops"],
-            "cycles": spent.cycles,
-            "frames_a_second": spent.frames_a_second,
-            "traffic_bytes": spent.traffic,
-        }
+        figures = (
+            sizes["weights"],
+            sizes["tables"],
+            sizes["all_constants"],
+            sizes["peak_activations"],
+            sum(each["count"] for each in report["operations"]),
+            report["fixops"],
+            spent.cycles,
+            spent.frames_a_second,
+            spent.traffic,
+        )
+        costs: dict[str, float] = dict(zip(COST_NAMES, figures, strict=True))
         if self.family is not None:
             target = families.family(self.family)
             found = program_area(hardware_of(program, self.accelerator), target, self.folder)
@@ -172,20 +193,22 @@ def explore_command(
     it is measured: a run that was stopped goes on where it was, and no point is measured twice.
     """
     from hwsim.explore.records import Store
+    from hwsim.explore.search import proposals
+    from hwsim.explore.space import parse_space
+    from hwsim.explore.sweep import TOP1, measure_program, sweep
 
+    # What can be refused at once is, before networks and images are loaded. Finished programs alone need no search.
+    costs = [cost.strip() for cost in against.split(",") if cost.strip()]
+    search = None
+    if pick is None and (settings or not programs):
+        search = proposals(kind, parse_space(settings), count, search_seed, 1 + len(costs))
     bench = bench_of(options)
     store = Store(output / "points", bench.setting)
     if pick is not None:
         _pick(bench, store, pick, output / "picked")
         return
-    from hwsim.explore.search import proposals
-    from hwsim.explore.space import parse_space
-    from hwsim.explore.sweep import TOP1, measure_program, sweep
-
-    # Finished programs alone need no search.
-    space = parse_space(settings) if settings or not programs else None
+    check_costs(costs, bench)
     opened = {name: open_program(Path(name)) for name in programs}
-    costs = [cost.strip() for cost in against.split(",") if cost.strip()]
     backend = backend_of(ray_address, device)
     records = []
     with PointsBar(bench.graph.name) as bar:
@@ -193,8 +216,7 @@ def explore_command(
         for name, program in opened.items():
             records.append(measure_program(bench, store, name, program, device))
             bar.done(records[-1])
-        if space is not None:
-            search = proposals(kind, space, count, search_seed, 1 + len(costs))
+        if search is not None:
             records += sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
     write_results(records, costs, bench, output)
 
@@ -204,6 +226,23 @@ def bench_of(options: dict[str, Any]) -> Bench:
     names = ("array", "mac_bits", "lanes_text", "memory", "bandwidth", "clock")
     accelerator = {name: options.pop(name) for name in names}
     return make_bench(**options, accelerator=accelerator)
+
+
+def check_costs(costs: Sequence[str], bench: Bench) -> None:
+    """Refuse names that no point will have, before any is measured.
+
+    Raises
+    ------
+    HwsimError
+        Names the cost and those that there are.
+    """
+    assert isinstance(bench.costs, ProgramCosts)
+    for cost in costs:
+        if cost not in bench.costs.names:
+            raise HwsimError(
+                f"--against: there is no cost {cost!r}; choose among {', '.join(bench.costs.names)}, and with --area "
+                "the cells of --family"
+            )
 
 
 def backend_of(ray_address: str | None, device: str) -> Backend:
@@ -238,17 +277,17 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     from hwsim.explore.fronts import frame, pareto
     from hwsim.explore.pages import front_page, front_picture
 
-    found = frame(records)
-    name = f"{bench.graph.name}"
-    write_atomically(output / f"{name}.csv", found.to_csv(index=False))
-    write_atomically(output / f"{name}.parquet", found.astype({"error": str}).to_parquet(index=False))
+    name = bench.graph.name
     failed = [record for record in records if record.error]
     for record in failed:
         point = " ".join(f"{field}={value}" for field, value in record.point.items())
         click.echo(f"no figures: {point}: {record.error}", err=True)
     measured = [record for record in records if not record.error]
     if not measured:
-        raise HwsimError(f"none of the {len(records)} points has figures; the reasons are in {output / name}.csv")
+        raise HwsimError(f"none of the {len(records)} points has figures, for the reasons above; no file was changed")
+    found = frame(records)
+    write_atomically(output / f"{name}.csv", found.to_csv(index=False))
+    write_atomically(output / f"{name}.parquet", found.astype({"error": str}).to_parquet(index=False))
     command = shlex.join(["hwsim", *sys.argv[1:]])
     title = f"{name}: {len(measured)} recipes on {measured[0].images} images"
     write_atomically(output / f"{name}.png", front_picture(measured, costs, title))

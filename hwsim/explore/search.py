@@ -42,7 +42,7 @@ def proposals(kind: str, space: Space, count: int | None, seed: int, objectives:
     if kind == "grid":
         return at_once(space.grid()[:count])
     if count is None or count < 1:
-        raise HwsimError(f"a {kind} search needs a number of points of at least 1")
+        raise HwsimError(f"--search {kind}: a {kind} search needs --points, at least 1")
     return at_once(space.sample(count, seed)) if kind == "random" else _genetic(space, count, seed, objectives)
 
 

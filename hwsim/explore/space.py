@@ -107,6 +107,8 @@ def _values(text: str) -> list[Any]:
     if found := _RANGE.fullmatch(text):
         first, last = map(int, found.groups())
         return list(range(first, last + 1))
+    if re.fullmatch(r"[-\d]*\.\.[-\d]*", text):
+        raise HwsimError(f"the range {text!r} needs both ends, such as 4..8")
     if text in _WORDS:
         return [_WORDS[text]]
     return [int(text)] if re.fullmatch(r"-?\d+", text) else [text]

@@ -30,7 +30,7 @@ RECIPES: dict[str, Callable[..., Recipe]] = {
 
 
 def width_table(batch: int) -> dict[str, Recipe]:
-    """The post-training systems from 8 bits down to 2; FQ-ViT's attention has its published 4 bits at most."""
+    """All systems from 8 bits down to 2, Q-ViT untrained; FQ-ViT's attention has at most its published 4 bits."""
     rows: dict[str, Recipe] = {}
     for width in (8, 6, 5, 4, 3, 2):
         bits = f"{width}/{width}/{width}"
@@ -39,6 +39,7 @@ def width_table(batch: int) -> dict[str, Recipe]:
         rows[f"PTQ4ViT {bits}"] = ptq4vit(bits, calibration_batch=batch)
         rows[f"RepQ-ViT {bits}"] = repq_vit(bits, calibration_batch=batch)
         rows[f"AdaLog {bits}"] = adalog(bits, calibration_batch=batch)
+        rows[f"Q-ViT, untrained {bits}"] = q_vit(bits, calibration_batch=batch)
     return rows
 
 
