@@ -156,7 +156,7 @@ def test_class_folders(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--bits", "8/8"], "bits must be three integers such as 8/8/4"),
+        (["--bits", "8/8"], "bits must be one integer, or three integers such as 8/8/4"),
         (["--bits", "8/9/4"], "activations must have between 2 and 8 bits, not 9"),
         (["--bits", "8/8/8", "--attention", "lis"], "takes 1 to 5 attention bits"),
         (["--attention", "log3"], "attention quantizer must be one of auto, lis, uniform, adalog"),

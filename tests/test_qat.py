@@ -22,7 +22,7 @@ from hwsim.qat.distillation import DistillationLoss, dgd_loss, relation_distance
 from hwsim.qat.export import calibration_of, load_trained, save_trained
 from hwsim.qat.network import GraphModule, QuantizedNetwork
 from hwsim.qat.optimizer import ParameterUpdate
-from hwsim.qat.settings import TrainingSettings, full_bits
+from hwsim.qat.settings import TrainingSettings
 from hwsim.qat.start import first_grids
 from hwsim.quantize.adalog import repq_vit
 from hwsim.quantize.calibrate import Calibration
@@ -125,7 +125,7 @@ def test_network_is_the_fake_quantized_one(
 ) -> None:
     """The same code at every point, of the network as it starts and of another one."""
     graph = GRAPHS[name]()
-    network = network_of(graph, q_vit(full_bits(bits), irm=irm), small_images[:12], method)
+    network = network_of(graph, q_vit(bits, irm=irm), small_images[:12], method)
     generator = torch.Generator().manual_seed(1)
     for change in (0.0, 0.2):
         with torch.no_grad():

@@ -15,6 +15,7 @@ from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.twin import TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
 from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.recipes import RECIPES
 from hwsim.quantize.search.settings import ScaleSearch
 from hwsim.quantize.weights import SymmetricWeights
 
@@ -69,6 +70,11 @@ def test_a_node_that_the_network_does_not_have() -> None:
     recipe = make_recipe("fq-vit", points_at=("blocks.0.mlp.gleu=uniform:4",))
     with pytest.raises(HwsimError, match=r"embedded has no point 'blocks.0.mlp.gleu'; did you mean blocks.0.mlp.gelu"):
         calibrate(graph, load_calibration_set().images[:1], recipe)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_width_is_that_of_all(recipe: str) -> None:
+    assert make_recipe(recipe, bits="5") == make_recipe(recipe, bits="5/5/5")
 
 
 def test_weights_keep_their_groups() -> None:

@@ -170,11 +170,10 @@ def train_quantized_command(
     from hwsim.qat.distributed import processes
     from hwsim.qat.files import PROGRAM, TRAINED
     from hwsim.qat.measure import Accuracy, fake_quant_top1, float_top1, integer_top1
-    from hwsim.qat.settings import full_bits
     from hwsim.qat.trainer import Plan, train
     from hwsim.quantize.lowering import lower
 
-    chosen = make_recipe(recipe, lowering, points_at, weights_at, bits=full_bits(bits), irm=irm)
+    chosen = make_recipe(recipe, lowering, points_at, weights_at, bits=bits, irm=irm)
     with processes(device) as group:
         graph, shown = calibration_source(
             network, checkpoint, architecture, data, calibration_images, values["seed"], random_weights

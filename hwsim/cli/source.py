@@ -63,7 +63,7 @@ recipe_options = with_options(
     ),
     click.option(
         "--bits",
-        help="Widths of weights/activations/attention.  "
+        help="Widths of weights/activations/attention, or one of all three.  "
         "[default: 8/8/4 for fq-vit, 4/4/4 for repq-vit, adalog and q-vit, 8/8/8 for the others]",
     ),
     click.option(
