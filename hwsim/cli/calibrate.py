@@ -12,6 +12,7 @@ from hwsim.cli.source import (
     BUILD,
     calibration_source,
     check_device,
+    check_guard_bits,
     device_option,
     evaluation_images,
     lowering_values,
@@ -206,10 +207,12 @@ def _trained(path: Path, settings: tuple[str, ...]) -> tuple[Calibration, Progra
 
     from hwsim.qat.export import load_trained
     from hwsim.quantize.lowering import lower
+    from hwsim.quantize.parts import with_parts
 
     calibration, _ = load_trained(trained_file(path))
-    lowering = replace(calibration.recipe.lowering, **lowering_values(settings))
-    calibration = replace(calibration, recipe=replace(calibration.recipe, lowering=lowering))
+    widths = lowering_values(settings)
+    calibration = replace(calibration, recipe=with_parts(calibration.recipe, widths))
+    check_guard_bits(calibration.recipe, widths)
     return calibration, lower(calibration)
 
 

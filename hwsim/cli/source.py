@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -223,6 +223,28 @@ def lowering_values(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def check_guard_bits(recipe: Recipe, widths: Mapping[str, Any]) -> None:
+    """Refuse guard bits for a recipe whose program has no unit with any: they would change nothing.
+
+    Raises
+    ------
+    HwsimError
+        Says where guard bits are.
+    """
+    from hwsim.quantize.quantizers.adalog import AdaLog
+    from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, ShiftLogSqrt2
+    from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog
+
+    guarded = AdaLog | LogSqrt2 | ShiftAdaLog | ShiftLogSqrt2
+    if "guard_bits" in widths and not any(
+        isinstance(quantizer, guarded) for quantizer in (*recipe.points.values(), *recipe.nodes.values())
+    ):
+        raise HwsimError(
+            f"--set guard_bits={widths['guard_bits']}: no unit of {recipe.name} has guard bits; products on AdaLog and "
+            "log-sqrt2 codes have them, leave the option out"
+        )
+
+
 def make_recipe(
     recipe: str,
     lowering: tuple[str, ...] = (),
@@ -241,7 +263,6 @@ def make_recipe(
     import inspect
 
     from hwsim.quantize.parts import NODE_PREFIX, with_parts
-    from hwsim.quantize.recipe import Lowering
     from hwsim.quantize.recipes import RECIPES
 
     if recipe not in RECIPES:
@@ -263,7 +284,9 @@ def make_recipe(
             if not value:
                 raise HwsimError(f"{option} {setting}: write PLACE=VALUE, such as {example}")
             parts[f"{NODE_PREFIX[prefix] if '.' in place else prefix}.{place}"] = value
-    return with_parts(RECIPES[recipe](**given, lowering=Lowering(**values)), parts)
+    made = with_parts(RECIPES[recipe](**given), {**parts, **values})
+    check_guard_bits(made, values)
+    return made
 
 
 def read_images(
