@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from golden.errors import HwsimError
 from hwsim.cli import main
 from hwsim.data import find_images, load_images
 from hwsim.networks.graph import FloatGraph
-from hwsim.networks.vision_transformer import vision_transformer_graph
+from hwsim.networks.load import known_models
+from hwsim.networks.vision_transformer import _check_structure, vision_transformer_graph
 from hwsim.program import Program, save_program
 from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.recipe import fq_vit
@@ -69,8 +71,38 @@ def photos(tmp_path: Path) -> Path:
 def test_unknown_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(["calibrate", "deit_huge", "-o", str(tmp_path / "x")], capsys, tmp_path)
     assert "'deit_huge' is neither a file, 'embedded' nor 'embedded-swin', nor a timm model" in message
-    message = refused(["calibrate", str(tmp_path / "deit_tiny.safetensors"), "--data", "."], capsys, tmp_path)
-    assert "there is no such checkpoint" in message or "does not begin with a timm model name" in message
+    message = refused(["calibrate", "deit_tiny_patch16_224x"], capsys, tmp_path)
+    assert re.search(r"did you mean deit_tiny_patch16_224 or (vit|deit)_\w+ or (vit|deit)_\w+\?", message)
+    assert "did you mean embedded" in refused(["calibrate", "embeded"], capsys, tmp_path)
+    assert "mean" not in refused(["calibrate", "yolo"], capsys, tmp_path)
+
+
+def test_networks_that_are_suggested_are_taken() -> None:
+    import timm
+    import torch
+
+    names = known_models()
+    assert {"deit_tiny_patch16_224", "deit_base_distilled_patch16_384", "swin_tiny_patch4_window7_224"} < set(names)
+    # One of each family; the others differ in their sizes.
+    for name in ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_384"):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        _check_structure(model, name, "distilled" in name)
+    assert not [name for name in names if timm.get_pretrained_cfg(name).num_classes == 0]
+
+
+def test_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.safetensors"
+    message = refused(["calibrate", str(path), "--data", "."], capsys, tmp_path)
+    assert message == f"hwsim: {path}: there is no such checkpoint\n"
+    path.write_bytes(b"not a checkpoint")
+    message = refused(["calibrate", str(path), "--data", "."], capsys, tmp_path)
+    assert "does not begin with a timm model name; name it with --architecture" in message
+
+
+def test_embedded_networks_take_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(["calibrate", "--checkpoint", "README.md", "--images", "16"], capsys, tmp_path)
+    assert "embedded has its own weights; leave --checkpoint out, or name the timm network" in message
 
 
 def test_checkpoint_that_does_not_fit(
