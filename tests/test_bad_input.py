@@ -230,6 +230,61 @@ def test_program_files(
     assert "there is no such program file" in message("show")
 
 
+def test_folders_as_programs(
+    small_program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], photos: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for command in (["evaluate", "--program"], ["cost"]):
+        message = refused([*command, str(run)], capsys, tmp_path)
+        assert f"{run}: is a folder without program.safetensors; name a file" in message
+    (run / "checkpoint.safetensors").write_bytes(b"of a run that was stopped")
+    for command in (["evaluate", "--program"], ["audit", "--trained"], ["qat-figures"]):
+        message = refused([*command, str(run)], capsys, tmp_path)
+        assert f"{run}: the training is not finished" in message and "the same `hwsim train` command" in message
+    save_program(small_program, run / "program.safetensors")
+    main(["show", "--program", str(run)])
+    assert "blocks.0.attn.scores" in capsys.readouterr().out
+
+
+def test_fewer_images_and_no_labels_are_told(
+    small_program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], photos: Path
+) -> None:
+    path = tmp_path / "small.program"
+    save_program(small_program, path)
+    evaluate = ["evaluate", "--program", str(path), "--backend", "reference", "--data"]
+    main([*evaluate, str(photos / "n01440764"), "--images", "16"])
+    told = capsys.readouterr()
+    assert "top-1" not in told.out
+    assert "hwsim: 2 images, not the 16 asked for" in told.err
+    assert "n01440764 has no labels, so no top-1 is measured" in told.err
+    for number, folder in enumerate(sorted(photos.iterdir())):
+        folder.rename(photos / str(number))
+    main([*evaluate, str(photos), "--images", "4"])
+    told = capsys.readouterr()
+    assert "top-1" in told.out and "hwsim:" not in told.err
+    # Refused behind the images, so that nothing is calibrated here.
+    for command in ("calibrate", "audit"):
+        arguments = [command, "--data", str(photos), "--images", "5", "--set", "accumulator_bits=12"]
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "hwsim: 4 calibration images, not the 5 asked for" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the calibration, which may take an hour."""
+    monkeypatch.setattr("hwsim.cli.calibrate.calibrated", None)
+    assert f"{tmp_path}: is a folder" in refused(["calibrate", "-o", str(tmp_path)], capsys, tmp_path)
+    (tmp_path / "file").touch()
+    message = refused(["calibrate", "-o", str(tmp_path / "file" / "x")], capsys, tmp_path)
+    assert f"{tmp_path / 'file'} is no folder that can be written" in message
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build").touch()
+    assert f"{tmp_path / 'build'} is no folder" in refused(["calibrate"], capsys, tmp_path)
+
+
 def _renamed(photos: Path) -> Path:
     for folder, name in zip(sorted(photos.iterdir()), ("cat", "dog"), strict=True):
         folder.rename(photos / name)

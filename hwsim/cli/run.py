@@ -10,7 +10,15 @@ import click
 
 from hwsim.cli.device import backends_on, predictor, program_device_option
 from hwsim.cli.display import progress, table
-from hwsim.cli.source import BUILD, evaluation_images, evaluation_options, open_program, parse_images, program_option
+from hwsim.cli.source import (
+    BUILD,
+    evaluation_images,
+    evaluation_options,
+    open_program,
+    parse_images,
+    program_option,
+    tell_fewer,
+)
 
 
 @click.command("evaluate")
@@ -35,6 +43,13 @@ def evaluate_command(
     program = open_program(program_path)
     chosen = evaluation_images(program, data, images)
     backends = backends_on(device, backend)
+    tell_fewer(len(chosen.images), images, "images")
+    if chosen.labels is None:
+        click.echo(
+            f"hwsim: {data} has no labels, so no top-1 is measured; put the images into class folders (or give an "
+            "array file with labels)",
+            err=True,
+        )
     with predictor(program, backends) as executor:
         executor.prepare(len(chosen.images), batch)
         with progress("running", len(chosen.images)) as done:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -184,7 +185,7 @@ program_option = click.option(
     "--program",
     "program_path",
     type=click.Path(path_type=Path),
-    help="Program file, or the name of a shipped program such as embedded-q-vit-4.  "
+    help="Program file, folder of a `hwsim train` run, or the name of a shipped program such as embedded-q-vit-4.  "
     "[default: the embedded network, calibrated when needed and kept under build/]",
 )
 
@@ -375,7 +376,8 @@ def open_program(path: Path | None) -> Program:
     Parameters
     ----------
     path : Path or None
-        Of the file, or the name of a shipped program where there is no such file.
+        Of the file, of the folder of a `hwsim train` run, or the name of a shipped program where there is no such
+        file.
 
     Raises
     ------
@@ -384,10 +386,13 @@ def open_program(path: Path | None) -> Program:
     """
     from hwsim.identity import code_digest
     from hwsim.program import load_program, save_program
+    from hwsim.qat.files import PROGRAM
     from hwsim.shipped import load_shipped
 
     if path is not None:
         is_name = not path.exists() and not path.suffix and path.name == str(path)
+        if path.is_dir():
+            path = _file_of_run(path, PROGRAM)
         return load_shipped(path.name) if is_name else load_program(path)
     path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{code_digest()}.safetensors"
     if not path.exists():
@@ -402,8 +407,57 @@ def open_program(path: Path | None) -> Program:
 
 
 def trained_file(path: Path) -> Path:
-    """The file of a trained network, given itself or the folder of its run."""
-    return path if path.is_file() else path / "trained.safetensors"
+    """The file of a trained network, given itself or the folder of its run.
+
+    Raises
+    ------
+    HwsimError
+        A folder without one.
+    """
+    from hwsim.qat.files import TRAINED
+
+    return _file_of_run(path, TRAINED) if path.is_dir() else path
+
+
+def _file_of_run(folder: Path, name: str) -> Path:
+    """A file in the folder of a training run.
+
+    Raises
+    ------
+    HwsimError
+        It is not there: the run was stopped, or it is another folder.
+    """
+    from hwsim.qat.files import CHECKPOINT, TRAINED
+
+    if (folder / name).is_file():
+        return folder / name
+    if any((folder / left).is_file() for left in (CHECKPOINT, TRAINED)):
+        raise HwsimError(
+            f"{folder}: the training is not finished, there is no {name} yet; give the same `hwsim train` command "
+            "again, it goes on"
+        )
+    raise HwsimError(f"{folder}: is a folder without {name}; name a file, or the folder of a `hwsim train` run")
+
+
+def tell_fewer(found: int, asked: int | None, kind: str) -> None:
+    """Tell the user of fewer images than were asked for."""
+    if asked is not None and found < asked:
+        click.echo(f"hwsim: {found} {kind}, not the {asked} asked for: there are no more", err=True)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work that ends in it.
+
+    Raises
+    ------
+    HwsimError
+        It is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise HwsimError(f"{path}: is a folder; name a file with -o")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise HwsimError(f"{path}: {above} is no folder that can be written; name another file with -o")
 
 
 def parse_images(text: str) -> list[int]:
