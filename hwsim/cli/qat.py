@@ -97,7 +97,12 @@ def _settings(
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Local weights of NETWORK (safetensors or torch).")
 @click.option("--architecture", help="timm model of a CHECKPOINT whose file name does not tell.")
 @click.option("--random-weights", type=int, metavar="SEED", help="timm's random initialisation, to check a structure.")
-@click.option("--recipe", default="q-vit", show_default=True, help="Where codes stand: q-vit, or one of uniform codes.")
+@click.option(
+    "--recipe",
+    default="q-vit",
+    show_default=True,
+    help="Where codes stand: q-vit, or fq-vit with --point residual=uniform:8 --point attention=uniform:8.",
+)
 @click.option("--bits", default="4", show_default=True, help="One width, or weights/activations/attention.")
 @click.option("--irm/--no-irm", default=None, help="q-vit: rectify queries and keys.  [default: irm]")
 @click.option("--dgd/--no-dgd", default=True, show_default=True, help="Distribution guided distillation.")
