@@ -115,7 +115,7 @@ def _settings(
 @click.option("--point", "points_at", multiple=True, metavar="PLACE=QUANTIZER", help="See `hwsim calibrate`.")
 @click.option("--weights-at", multiple=True, metavar="PLACE=BITS", help="See `hwsim calibrate`.")
 @click.option("--set", "lowering", multiple=True, metavar="FIELD=VALUE", help="A width of the integer program.")
-@click.option("--device", help="torch device.  [default: the first GPU, else the CPU]")
+@click.option("--device", help="cpu, cuda or cuda:1 (the second GPU).  [default: the first GPU, else the CPU]")
 @click.option("--workers", type=click.IntRange(0), default=4, show_default=True, help="Processes that read a folder.")
 @click.option(
     "--checkpoint-every", type=click.IntRange(0), default=0, help="Steps between checkpoints.  [default: an epoch]"
@@ -270,7 +270,7 @@ def _print_epoch(event: Event) -> None:
     help="What is trained with, beside the distillation from the float network's class.",
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs side by side.")
-@click.option("--device", help="torch device.  [default: the first GPU, else the CPU]")
+@click.option("--device", help="cpu, cuda or cuda:1 (the second GPU).  [default: the first GPU, else the CPU]")
 @click.option("--on-images", type=click.IntRange(1), help="At most this many test images.")
 @click.option(
     "--integer/--no-integer", default=True, show_default=True, help="Make the integer programs, and measure them."

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from hwsim.cli.device import backends_on, predictor, program_device_option
 from hwsim.cli.display import progress, table
@@ -42,7 +43,8 @@ def evaluate_command(
 
     program = open_program(program_path)
     chosen = evaluation_images(program, data, images)
-    backends = backends_on(device, backend)
+    source = click.get_current_context().get_parameter_source("device")
+    backends = backends_on(device, backend, asked=source is not ParameterSource.DEFAULT)
     tell_fewer(len(chosen.images), images, "images")
     if chosen.labels is None:
         click.echo(

@@ -153,32 +153,26 @@ recipe_options = with_options(
 )
 
 
-def check_device(name: str) -> None:
-    """Refuse a torch device that this machine has not; torch is only asked where it matters.
+def check_device(name: str | None) -> None:
+    """Refuse a torch device that this machine has not; None is the command's choice.
 
     Raises
     ------
     HwsimError
         Says why.
     """
-    if name == "cpu":
-        return
-    import torch
+    if name is not None:
+        from hwsim.execute.devices import check_torch_device
 
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise HwsimError(
-            f"--device {name}: torch cannot use it ({reason}); take cpu or a GPU of this machine"
-        ) from None
+        check_torch_device(name)
 
 
 device_option = click.option(
     "--device",
     default="cpu",
     show_default=True,
-    help="torch device of calibration and fake quantization, such as cuda.",
+    help="torch device of calibration and fake quantization: cpu, cuda or cuda:1 (the second GPU). Without that GPU it "
+    "is an error; only commands that run finished programs, such as `hwsim evaluate`, go on on the CPU.",
 )
 
 program_option = click.option(
