@@ -104,7 +104,7 @@ def known_models() -> list[str]:
     return [
         name
         for name in timm.list_models()
-        if _KNOWN.fullmatch(name) and getattr(timm.get_pretrained_cfg(name), "num_classes", 0)
+        if _KNOWN.fullmatch(name) is not None and timm.get_pretrained_cfg_value(name, "num_classes") != 0
     ]
 
 
