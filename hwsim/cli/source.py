@@ -410,7 +410,9 @@ def trained_file(path: Path) -> Path:
     """
     from hwsim.qat.files import TRAINED
 
-    return _file_of_run(path, TRAINED) if path.is_dir() else path
+    if path.is_dir():
+        return _file_of_run(path, TRAINED)
+    return path if path.is_file() else path / TRAINED
 
 
 def _file_of_run(folder: Path, name: str) -> Path:
