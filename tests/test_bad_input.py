@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,8 @@ from golden.errors import HwsimError
 from hwsim.cli import main
 from hwsim.data import find_images, load_images
 from hwsim.networks.graph import FloatGraph
-from hwsim.networks.vision_transformer import vision_transformer_graph
+from hwsim.networks.load import known_models
+from hwsim.networks.vision_transformer import _check_structure, vision_transformer_graph
 from hwsim.program import Program, save_program
 from hwsim.quantize.calibrate import calibrate
 from hwsim.quantize.recipe import fq_vit
@@ -69,8 +71,38 @@ def photos(tmp_path: Path) -> Path:
 def test_unknown_network(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     message = refused(["calibrate", "deit_huge", "-o", str(tmp_path / "x")], capsys, tmp_path)
     assert "'deit_huge' is neither a file, 'embedded' nor 'embedded-swin', nor a timm model" in message
-    message = refused(["calibrate", str(tmp_path / "deit_tiny.safetensors"), "--data", "."], capsys, tmp_path)
-    assert "there is no such checkpoint" in message or "does not begin with a timm model name" in message
+    message = refused(["calibrate", "deit_tiny_patch16_224x"], capsys, tmp_path)
+    assert re.search(r"did you mean deit_tiny_patch16_224 or (vit|deit)_\w+ or (vit|deit)_\w+\?", message)
+    assert "did you mean embedded" in refused(["calibrate", "embeded"], capsys, tmp_path)
+    assert "mean" not in refused(["calibrate", "yolo"], capsys, tmp_path)
+
+
+def test_networks_that_are_suggested_are_taken() -> None:
+    import timm
+    import torch
+
+    names = known_models()
+    assert {"deit_tiny_patch16_224", "deit_base_distilled_patch16_384", "swin_tiny_patch4_window7_224"} < set(names)
+    # One of each family; the others differ in their sizes.
+    for name in ("deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_patch16_384"):
+        with torch.device("meta"):
+            model = timm.create_model(name)
+        _check_structure(model, name, "distilled" in name)
+    assert not [name for name in names if timm.get_pretrained_cfg(name).num_classes == 0]
+
+
+def test_checkpoint_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "weights.safetensors"
+    message = refused(["calibrate", str(path), "--data", "."], capsys, tmp_path)
+    assert message == f"hwsim: {path}: there is no such checkpoint\n"
+    path.write_bytes(b"not a checkpoint")
+    message = refused(["calibrate", str(path), "--data", "."], capsys, tmp_path)
+    assert "does not begin with a timm model name; name it with --architecture" in message
+
+
+def test_embedded_networks_take_no_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    message = refused(["calibrate", "--checkpoint", "README.md", "--images", "16"], capsys, tmp_path)
+    assert "embedded has its own weights; leave --checkpoint out, or name the timm network" in message
 
 
 def test_checkpoint_that_does_not_fit(
@@ -156,7 +188,7 @@ def test_class_folders(photos: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "expected"),
     [
-        (["--bits", "8/8"], "bits must be three integers such as 8/8/4"),
+        (["--bits", "8/8"], "bits must be one integer, or three integers such as 8/8/4"),
         (["--bits", "8/9/4"], "activations must have between 2 and 8 bits, not 9"),
         (["--bits", "8/8/8", "--attention", "lis"], "takes 1 to 5 attention bits"),
         (["--attention", "log3"], "attention quantizer must be one of auto, lis, uniform, adalog"),
@@ -196,6 +228,61 @@ def test_program_files(
     assert "was altered or damaged" in message("show")
     path.unlink()
     assert "there is no such program file" in message("show")
+
+
+def test_folders_as_programs(
+    small_program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], photos: Path
+) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    for command in (["evaluate", "--program"], ["cost"]):
+        message = refused([*command, str(run)], capsys, tmp_path)
+        assert f"{run}: is a folder without program.safetensors; name a file" in message
+    (run / "checkpoint.safetensors").write_bytes(b"of a run that was stopped")
+    for command in (["evaluate", "--program"], ["audit", "--trained"], ["qat-figures"]):
+        message = refused([*command, str(run)], capsys, tmp_path)
+        assert f"{run}: the training is not finished" in message and "the same `hwsim train` command" in message
+    save_program(small_program, run / "program.safetensors")
+    main(["show", "--program", str(run)])
+    assert "blocks.0.attn.scores" in capsys.readouterr().out
+
+
+def test_fewer_images_and_no_labels_are_told(
+    small_program: Program, tmp_path: Path, capsys: pytest.CaptureFixture[str], photos: Path
+) -> None:
+    path = tmp_path / "small.program"
+    save_program(small_program, path)
+    evaluate = ["evaluate", "--program", str(path), "--backend", "reference", "--data"]
+    main([*evaluate, str(photos / "n01440764"), "--images", "16"])
+    told = capsys.readouterr()
+    assert "top-1" not in told.out
+    assert "hwsim: 2 images, not the 16 asked for" in told.err
+    assert "n01440764 has no labels, so no top-1 is measured" in told.err
+    for number, folder in enumerate(sorted(photos.iterdir())):
+        folder.rename(photos / str(number))
+    main([*evaluate, str(photos), "--images", "4"])
+    told = capsys.readouterr()
+    assert "top-1" in told.out and "hwsim:" not in told.err
+    # Refused behind the images, so that nothing is calibrated here.
+    for command in ("calibrate", "audit"):
+        arguments = [command, "--data", str(photos), "--images", "5", "--set", "accumulator_bits=12"]
+        with pytest.raises(SystemExit):
+            main(arguments)
+        assert "hwsim: 4 calibration images, not the 5 asked for" in capsys.readouterr().err
+
+
+def test_output_that_cannot_be_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the calibration, which may take an hour."""
+    monkeypatch.setattr("hwsim.cli.calibrate.calibrated", None)
+    assert f"{tmp_path}: is a folder" in refused(["calibrate", "-o", str(tmp_path)], capsys, tmp_path)
+    (tmp_path / "file").touch()
+    message = refused(["calibrate", "-o", str(tmp_path / "file" / "x")], capsys, tmp_path)
+    assert f"{tmp_path / 'file'} is no folder that can be written" in message
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "build").touch()
+    assert f"{tmp_path / 'build'} is no folder" in refused(["calibrate"], capsys, tmp_path)
 
 
 def _renamed(photos: Path) -> Path:

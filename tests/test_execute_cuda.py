@@ -360,6 +360,12 @@ def test_evaluate_without_a_gpu_says_so_and_gives_the_same(monkeypatch: pytest.M
     both = run(cli, ["evaluate", "--images", "4", "--backend", "numba", "--device", "cuda"])
     assert isinstance(both.exception, HwsimError)
     assert "leave it or --device cuda out" in str(both.exception)
+    # The default is the CPU too, which contradicts nothing; and numba runs there.
+    apart = run(cli, ["evaluate", "--images", "4", "--backend", "cuda", "--device", "cpu"])
+    assert "leave it or --device cpu out" in str(apart.exception)
+    alone = run(cli, ["evaluate", "--images", "4", "--backend", "cuda"])
+    assert "the cuda executor cannot run" in str(alone.exception)
+    assert run(cli, ["evaluate", "--images", "4", "--backend", "numba", "--device", "cpu"]).exit_code == 0
 
 
 def test_images_on_several_processes_give_the_codes_of_one(small_program: Program, small_images: np.ndarray) -> None:

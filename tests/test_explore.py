@@ -80,7 +80,7 @@ def test_points_become_recipes() -> None:
     recipe = recipe_of(
         {"weight_bits": 6, "attention_bits": 8, "range": "ema", "hidden_bits": 14, "node_weights.head": 3, "pts": False}
     )
-    assert recipe.name == "fq-vit 6/8/8 uniform ema node_weights.head=3"
+    assert recipe.name == "fq-vit 6/8/8 uniform ema node_weights.head=3 hidden_bits=14"
     assert recipe.lowering.hidden_bits == 14
     assert recipe.node_weights == {"head": 3}
     with pytest.raises(HwsimError, match="weights must have between 2 and 8 bits, not 9"):

@@ -373,10 +373,12 @@ def test_hardware_commands_take_the_program(
     layers = ["--layer", "blocks.0", "--bench-rows", "0", "-o", str(tmp_path / "rtl")]
     main(["rtl", "layernorm", "--program", str(path), *layers])
     said = " ".join(capsys.readouterr().out.split())
-    # Norms of 24 channels and IRMs of 12 need a unit each.
+    # Norms of 24 channels and IRMs of 12 need a unit each, and the user must know which is whose.
+    assert "2 modules, as one cannot serve all layers:" in said
     units = (("layernorm_1", 24, ("norm1", "norm2")), ("layernorm_2", 12, ("attn.q_norm", "attn.k_norm")))
     for module, channels, parts in units:
         assert f"{module}: saturate" in said
+        assert f"{module} serves {', '.join(f'blocks.0.{part}' for part in parts)}" in said
         facts = (tmp_path / "rtl" / f"{module}.md").read_text()
         assert f"| spec channels | {channels} |" in facts
         assert "| spec output_bits | 2 |" in facts

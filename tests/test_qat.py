@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 
 from golden.errors import HwsimError
+from hwsim.cli.source import make_recipe
 from hwsim.networks.embedded import load_calibration_set
 from hwsim.networks.graph import FloatGraph
 from hwsim.networks.interpret import Interpreter
@@ -20,9 +22,9 @@ from hwsim.networks.vision_transformer import vision_transformer_graph
 from hwsim.qat.checkpoint import Place, load_checkpoint, save_checkpoint
 from hwsim.qat.distillation import DistillationLoss, dgd_loss, relation_distance
 from hwsim.qat.export import calibration_of, load_trained, save_trained
-from hwsim.qat.network import GraphModule, QuantizedNetwork
+from hwsim.qat.network import TRAINS, GraphModule, QuantizedNetwork, check_trainable
 from hwsim.qat.optimizer import ParameterUpdate
-from hwsim.qat.settings import TrainingSettings, full_bits
+from hwsim.qat.settings import TrainingSettings
 from hwsim.qat.start import first_grids
 from hwsim.quantize.adalog import repq_vit
 from hwsim.quantize.calibrate import Calibration
@@ -125,7 +127,7 @@ def test_network_is_the_fake_quantized_one(
 ) -> None:
     """The same code at every point, of the network as it starts and of another one."""
     graph = GRAPHS[name]()
-    network = network_of(graph, q_vit(full_bits(bits), irm=irm), small_images[:12], method)
+    network = network_of(graph, q_vit(bits, irm=irm), small_images[:12], method)
     generator = torch.Generator().manual_seed(1)
     for change in (0.0, 0.2):
         with torch.no_grad():
@@ -282,6 +284,16 @@ def test_eight_bits_stay_eight_bits_in_a_short_run() -> None:
     codes: dict[str, np.ndarray] = {}
     FakeQuantNetwork(calibration).run(images, codes)
     assert np.ptp(codes[image]) > 200
+
+
+def test_recipes_that_messages_name_can_be_trained(small_graph: FloatGraph) -> None:
+    for bits in (4, 8):
+        words = TRAINS.replace("BITS", str(bits)).replace(",", "").split()
+        recipes = [name for option, name in pairwise(words) if option == "--recipe"]
+        points = tuple(name for option, name in pairwise(words) if option == "--point")
+        assert recipes == ["q-vit", "fq-vit"] and len(points) == 2
+        check_trainable(small_graph, make_recipe("q-vit", bits=str(bits)))
+        check_trainable(small_graph, make_recipe("fq-vit", points_at=points, bits=str(bits)))
 
 
 @pytest.mark.parametrize(

@@ -218,10 +218,14 @@ def test_swin_trains_to_a_program(fashion: Path, tmp_path: Path) -> None:
         (("--batch", "33"), "a batch of 33 is larger than the 32 training images; lower --batch"),
         (("--epochs", "0"), "epochs must be 1 or more"),
         (("--bits", "1"), "must have between 2 and 8 bits"),
-        (("--recipe", "adalog"), "training takes"),
+        (
+            ("--recipe", "adalog"),
+            "training takes signed weights with a scale an output channel; use --recipe q-vit, or",
+        ),
         (("--recipe", "fq-vit", "--irm"), "recipe fq-vit has no irm"),
         (("--augment", "rotate"), "'rotate' is not one of"),
-        (("--device", "gpu"), "device 'gpu': cannot be used"),
+        (("--device", "gpu"), "--device gpu: there is no such device here; choose cpu, cuda or cuda:N (GPU number N)"),
+        (("--device", "cuda:99"), "--device cuda:99: torch cannot use it ("),
         (("--resume",), "there is no checkpoint to resume; leave --resume out"),
     ],
 )

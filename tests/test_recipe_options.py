@@ -7,14 +7,17 @@ import pytest
 
 from golden.errors import HwsimError
 from hwsim.cli.source import make_recipe
+from hwsim.explore.space import recipe_of
 from hwsim.networks.embedded import load_calibration_set
 from hwsim.networks.graph import ROLES, FloatNode
 from hwsim.networks.load import load_network
 from hwsim.quantize.calibrate import calibrate
+from hwsim.quantize.parts import with_parts
 from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.twin import TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
 from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.recipes import RECIPES
 from hwsim.quantize.search.settings import ScaleSearch
 from hwsim.quantize.weights import SymmetricWeights
 
@@ -40,10 +43,11 @@ def test_parts_of_several_systems() -> None:
     assert recipe.lowering.hidden_bits == 14
     assert recipe.name.endswith(
         "point.attention=twin-softmax:6 point.gelu=uniform:6,range=omse point.logits=float weights.patch=4"
+        " hidden_bits=14"
     )
     assert recipe.file_name == (
         "fq-vit-8-8-8-pts-uniform-percentile-point.attention-twin-softmax-6-point.gelu-uniform-6-range-omse"
-        "-point.logits-float-weights.patch-4"
+        "-point.logits-float-weights.patch-4-hidden_bits-14"
     )
 
 
@@ -69,6 +73,48 @@ def test_a_node_that_the_network_does_not_have() -> None:
     recipe = make_recipe("fq-vit", points_at=("blocks.0.mlp.gleu=uniform:4",))
     with pytest.raises(HwsimError, match=r"embedded has no point 'blocks.0.mlp.gleu'; did you mean blocks.0.mlp.gelu"):
         calibrate(graph, load_calibration_set().images[:1], recipe)
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_one_width_is_that_of_all(recipe: str) -> None:
+    assert make_recipe(recipe, bits="5") == make_recipe(recipe, bits="5/5/5")
+
+
+def test_widths_that_differ_are_in_the_name() -> None:
+    """The default file of `hwsim calibrate` is called by it: other widths must not take another program's place."""
+    assert make_recipe("fq-vit", lowering=("hidden_bits=12", "gamma_bits=12")) == make_recipe("fq-vit")
+    recipe = make_recipe("fq-vit", lowering=("hidden_bits=10", "accumulator_bits=18", "overflow=wrap"))
+    assert recipe.name == "fq-vit 8/8/4 pts lis hidden_bits=10 accumulator_bits=18 overflow=wrap"
+    assert recipe_of({"hidden_bits": 10, "gamma_bits": 12, "guard_bits": None}).name.endswith("lis hidden_bits=10")
+    # As of a trained network, whose recipe has its own widths already.
+    assert with_parts(recipe, {"hidden_bits": 11}).name.endswith("lis accumulator_bits=18 overflow=wrap hidden_bits=11")
+    assert with_parts(recipe, {"hidden_bits": 12}).name.endswith("lis accumulator_bits=18 overflow=wrap")
+
+
+def test_defaults_of_q_vit_are_not_in_its_name() -> None:
+    recipe = make_recipe("q-vit", lowering=("irm_bits=10",))
+    assert recipe.name == "q-vit 4/4/4 irm_bits=10"
+    assert recipe.lowering.bias_fraction_bits == make_recipe("q-vit").lowering.bias_fraction_bits == 8
+
+
+@pytest.mark.parametrize(
+    ("recipe", "points_at", "has"),
+    [
+        ("fq-vit", (), False),
+        ("q-vit", (), False),
+        ("ptq4vit", (), False),
+        ("adalog", (), True),
+        ("repq-vit", (), True),
+        ("fq-vit", ("attention=adalog:4",), True),
+        ("q-vit", ("blocks.0.mlp.gelu=shift-log-sqrt2:4",), True),
+    ],
+)
+def test_guard_bits_of_a_recipe_without_any(recipe: str, points_at: tuple[str, ...], has: bool) -> None:
+    if has:
+        assert make_recipe(recipe, ("guard_bits=2",), points_at).lowering.guard_bits == 2
+        return
+    with pytest.raises(HwsimError, match=r"--set guard_bits=2: no unit of .* has guard bits"):
+        make_recipe(recipe, ("guard_bits=2",), points_at)
 
 
 def test_weights_keep_their_groups() -> None:

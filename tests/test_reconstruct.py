@@ -444,7 +444,12 @@ def test_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [
         (["calibrate", "--recipe", "adalog", "--reconstruct", "adaround"], "must be one of none, brecq, brecq-lsq"),
         (["calibrate", "--recipe", "fq-vit", "--reconstruct", "brecq"], "recipe fq-vit has no reconstruct"),
-        (["calibrate", "--device", "abacus"], "--device abacus: torch cannot use it"),
+        (
+            ["calibrate", "--device", "abacus"],
+            "--device abacus: there is no such device here; choose cpu, cuda or cuda:N (GPU number N)",
+        ),
+        (["calibrate", "--device", "cuda:99"], "--device cuda:99: torch cannot use it ("),
+        (["train-embedded", "--device", "tpu"], "--device tpu: there is no such device here"),
         (["table", "fq-vit", "--iterations", "5"], "--iterations: no row of fq-vit is reconstructed"),
     ],
 )

@@ -12,12 +12,15 @@ from hwsim.cli.source import (
     BUILD,
     calibration_source,
     check_device,
+    check_guard_bits,
+    check_output,
     device_option,
     evaluation_images,
     lowering_values,
     make_recipe,
     network_options,
     recipe_options,
+    tell_fewer,
     trained_file,
 )
 
@@ -88,9 +91,13 @@ def calibrate_command(
 
     check_device(device)
     recipe = make_recipe(**recipe_values)
+    if output is not None:
+        check_output(output)
     graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
-    calibration, program = calibrated(graph, image_set, recipe, device)
     path = output or BUILD / "programs" / f"{graph.name}-{recipe.file_name}.safetensors"
+    check_output(path)
+    tell_fewer(len(image_set.images), images, "calibration images")
+    calibration, program = calibrated(graph, image_set, recipe, device)
     save_program(program, path)
     rows: dict[str, list[Any]] = {}
     for node in program.nodes:
@@ -158,6 +165,7 @@ def audit_command(
         check_device(device)
         recipe = make_recipe(**recipe_values)
         graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
+        tell_fewer(len(image_set.images), images, "calibration images")
         calibration, program = calibrated(graph, image_set, recipe, device)
     else:
         calibration, program = _trained(trained, recipe_values["lowering"])
@@ -206,10 +214,12 @@ def _trained(path: Path, settings: tuple[str, ...]) -> tuple[Calibration, Progra
 
     from hwsim.qat.export import load_trained
     from hwsim.quantize.lowering import lower
+    from hwsim.quantize.parts import with_parts
 
     calibration, _ = load_trained(trained_file(path))
-    lowering = replace(calibration.recipe.lowering, **lowering_values(settings))
-    calibration = replace(calibration, recipe=replace(calibration.recipe, lowering=lowering))
+    widths = lowering_values(settings)
+    calibration = replace(calibration, recipe=with_parts(calibration.recipe, widths))
+    check_guard_bits(calibration.recipe, widths)
     return calibration, lower(calibration)
 
 

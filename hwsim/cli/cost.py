@@ -250,8 +250,10 @@ def _network(
 
 def _three(bits: str) -> tuple[int, int, int]:
     """Widths of weights, activations and attention, or one for all of them."""
+    from hwsim.quantize.recipe import full_bits
+
     try:
-        weight, activation, attention = (int(part) for part in (bits.split("/") if "/" in bits else [bits] * 3))
+        weight, activation, attention = (int(part) for part in full_bits(bits).split("/"))
     except ValueError:
         raise HwsimError(f"--bits must be one width, or three such as 4/4/4, not {bits!r}") from None
     return weight, activation, attention

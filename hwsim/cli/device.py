@@ -19,11 +19,12 @@ program_device_option = click.option(
     default="cpu",
     show_default=True,
     help="Where the integer program runs: cpu, cuda, cuda:1 (the second GPU), cuda:all (every usable GPU) or "
-    "auto (the same). Without a usable GPU it runs on the CPU, and says so where one was asked for.",
+    "auto (the same). Without a usable GPU it runs on the CPU, and says so where one was asked for; "
+    "commands that calibrate or train refuse it.",
 )
 
 
-def backends_on(device: str, backend: str | None = None) -> tuple[str, ...]:
+def backends_on(device: str, backend: str | None = None, *, asked: bool = False) -> tuple[str, ...]:
     """Executors of a device, numba where a GPU was asked for that is not there; the user is told.
 
     Parameters
@@ -31,14 +32,16 @@ def backends_on(device: str, backend: str | None = None) -> tuple[str, ...]:
     device : str
     backend : str, optional
         An executor that was asked for by name.
+    asked : bool
+        Whether the user named the device, also if it is the CPU.
 
     Raises
     ------
     HwsimError
-        Not a device name, or an executor and another device than the CPU.
+        Not a device name, or an executor and a device that is not its own.
     """
     if backend is not None:
-        if device != "cpu":
+        if device != "cpu" or (asked and backend.partition(":")[0] == "cuda"):
             raise HwsimError(f"--backend {backend} names the executor already; leave it or --device {device} out")
         return (backend,)
     if device == "cpu":

@@ -97,7 +97,12 @@ def _settings(
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Local weights of NETWORK (safetensors or torch).")
 @click.option("--architecture", help="timm model of a CHECKPOINT whose file name does not tell.")
 @click.option("--random-weights", type=int, metavar="SEED", help="timm's random initialisation, to check a structure.")
-@click.option("--recipe", default="q-vit", show_default=True, help="Where codes stand: q-vit, or one of uniform codes.")
+@click.option(
+    "--recipe",
+    default="q-vit",
+    show_default=True,
+    help="Where codes stand: q-vit, or fq-vit with --point residual=uniform:8 --point attention=uniform:8.",
+)
 @click.option("--bits", default="4", show_default=True, help="One width, or weights/activations/attention.")
 @click.option("--irm/--no-irm", default=None, help="q-vit: rectify queries and keys.  [default: irm]")
 @click.option("--dgd/--no-dgd", default=True, show_default=True, help="Distribution guided distillation.")
@@ -110,7 +115,7 @@ def _settings(
 @click.option("--point", "points_at", multiple=True, metavar="PLACE=QUANTIZER", help="See `hwsim calibrate`.")
 @click.option("--weights-at", multiple=True, metavar="PLACE=BITS", help="See `hwsim calibrate`.")
 @click.option("--set", "lowering", multiple=True, metavar="FIELD=VALUE", help="A width of the integer program.")
-@click.option("--device", help="torch device.  [default: the first GPU, else the CPU]")
+@click.option("--device", help="cpu, cuda or cuda:1 (the second GPU).  [default: the first GPU, else the CPU]")
 @click.option("--workers", type=click.IntRange(0), default=4, show_default=True, help="Processes that read a folder.")
 @click.option(
     "--checkpoint-every", type=click.IntRange(0), default=0, help="Steps between checkpoints.  [default: an epoch]"
@@ -170,11 +175,10 @@ def train_quantized_command(
     from hwsim.qat.distributed import processes
     from hwsim.qat.files import PROGRAM, TRAINED
     from hwsim.qat.measure import Accuracy, fake_quant_top1, float_top1, integer_top1
-    from hwsim.qat.settings import full_bits
     from hwsim.qat.trainer import Plan, train
     from hwsim.quantize.lowering import lower
 
-    chosen = make_recipe(recipe, lowering, points_at, weights_at, bits=full_bits(bits), irm=irm)
+    chosen = make_recipe(recipe, lowering, points_at, weights_at, bits=bits, irm=irm)
     with processes(device) as group:
         graph, shown = calibration_source(
             network, checkpoint, architecture, data, calibration_images, values["seed"], random_weights
@@ -266,7 +270,7 @@ def _print_epoch(event: Event) -> None:
     help="What is trained with, beside the distillation from the float network's class.",
 )
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs side by side.")
-@click.option("--device", help="torch device.  [default: the first GPU, else the CPU]")
+@click.option("--device", help="cpu, cuda or cuda:1 (the second GPU).  [default: the first GPU, else the CPU]")
 @click.option("--on-images", type=click.IntRange(1), help="At most this many test images.")
 @click.option(
     "--integer/--no-integer", default=True, show_default=True, help="Make the integer programs, and measure them."

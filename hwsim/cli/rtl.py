@@ -70,13 +70,18 @@ def rtl_command(
             f"--baked takes the constants of one layer, {len(chosen)} are chosen; name one with --layer, such as "
             f"{chosen[0].name}"
         )
-    for module, served in modules(chosen, name).items():
+    made = modules(chosen, name)
+    for module, served in made.items():
         facts, files = write_unit(program, served, lanes, output, module, baked, data, bench_rows)
         _show(facts)
         shown = [file for file in files if not file.endswith(".hex")]
         for file in shown:
             click.echo(f"wrote {output / file}")
         click.echo(f"and {len(files) - len(shown)} .hex files")
+    if len(made) > 1:
+        click.echo(f"{len(made)} modules, as one cannot serve all layers:")
+        for module, served in made.items():
+            click.echo(f"{module} serves {', '.join(layer.name for layer in served)}")
     if bench_rows and not _has_images(program, data):
         click.echo(f"no bench: {program.network} needs test images, give them with --data FOLDER")
 

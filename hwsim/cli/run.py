@@ -7,10 +7,19 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from hwsim.cli.device import backends_on, predictor, program_device_option
 from hwsim.cli.display import progress, table
-from hwsim.cli.source import BUILD, evaluation_images, evaluation_options, open_program, parse_images, program_option
+from hwsim.cli.source import (
+    BUILD,
+    evaluation_images,
+    evaluation_options,
+    open_program,
+    parse_images,
+    program_option,
+    tell_fewer,
+)
 
 
 @click.command("evaluate")
@@ -34,7 +43,15 @@ def evaluate_command(
 
     program = open_program(program_path)
     chosen = evaluation_images(program, data, images)
-    backends = backends_on(device, backend)
+    source = click.get_current_context().get_parameter_source("device")
+    backends = backends_on(device, backend, asked=source is not ParameterSource.DEFAULT)
+    tell_fewer(len(chosen.images), images, "images")
+    if chosen.labels is None:
+        click.echo(
+            f"hwsim: {data} has no labels, so no top-1 is measured; put the images into class folders (or give an "
+            "array file with labels)",
+            err=True,
+        )
     with predictor(program, backends) as executor:
         executor.prepare(len(chosen.images), batch)
         with progress("running", len(chosen.images)) as done:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -63,7 +64,7 @@ recipe_options = with_options(
     ),
     click.option(
         "--bits",
-        help="Widths of weights/activations/attention.  "
+        help="Widths of weights/activations/attention, or one of all three.  "
         "[default: 8/8/4 for fq-vit, 4/4/4 for repq-vit, adalog and q-vit, 8/8/8 for the others]",
     ),
     click.option(
@@ -152,39 +153,33 @@ recipe_options = with_options(
 )
 
 
-def check_device(name: str) -> None:
-    """Refuse a torch device that this machine has not; torch is only asked where it matters.
+def check_device(name: str | None) -> None:
+    """Refuse a torch device that this machine has not; None is the command's choice.
 
     Raises
     ------
     HwsimError
         Says why.
     """
-    if name == "cpu":
-        return
-    import torch
+    if name is not None:
+        from hwsim.execute.devices import check_torch_device
 
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise HwsimError(
-            f"--device {name}: torch cannot use it ({reason}); take cpu or a GPU of this machine"
-        ) from None
+        check_torch_device(name)
 
 
 device_option = click.option(
     "--device",
     default="cpu",
     show_default=True,
-    help="torch device of calibration and fake quantization, such as cuda.",
+    help="torch device of calibration and fake quantization: cpu, cuda or cuda:1 (the second GPU). Without that GPU it "
+    "is an error; only commands that run finished programs, such as `hwsim evaluate`, go on on the CPU.",
 )
 
 program_option = click.option(
     "--program",
     "program_path",
     type=click.Path(path_type=Path),
-    help="Program file, or the name of a shipped program such as embedded-q-vit-4.  "
+    help="Program file, folder of a `hwsim train` run, or the name of a shipped program such as embedded-q-vit-4.  "
     "[default: the embedded network, calibrated when needed and kept under build/]",
 )
 
@@ -223,6 +218,28 @@ def lowering_values(settings: Sequence[str]) -> dict[str, Any]:
     return values
 
 
+def check_guard_bits(recipe: Recipe, widths: Mapping[str, Any]) -> None:
+    """Refuse guard bits for a recipe whose program has no unit with any: they would change nothing.
+
+    Raises
+    ------
+    HwsimError
+        Says where guard bits are.
+    """
+    from hwsim.quantize.quantizers.adalog import AdaLog
+    from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, ShiftLogSqrt2
+    from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog
+
+    guarded = AdaLog | LogSqrt2 | ShiftAdaLog | ShiftLogSqrt2
+    if "guard_bits" in widths and not any(
+        isinstance(quantizer, guarded) for quantizer in (*recipe.points.values(), *recipe.nodes.values())
+    ):
+        raise HwsimError(
+            f"--set guard_bits={widths['guard_bits']}: no unit of {recipe.name} has guard bits; products on AdaLog and "
+            "log-sqrt2 codes have them, leave the option out"
+        )
+
+
 def make_recipe(
     recipe: str,
     lowering: tuple[str, ...] = (),
@@ -241,7 +258,6 @@ def make_recipe(
     import inspect
 
     from hwsim.quantize.parts import NODE_PREFIX, with_parts
-    from hwsim.quantize.recipe import Lowering
     from hwsim.quantize.recipes import RECIPES
 
     if recipe not in RECIPES:
@@ -263,7 +279,9 @@ def make_recipe(
             if not value:
                 raise HwsimError(f"{option} {setting}: write PLACE=VALUE, such as {example}")
             parts[f"{NODE_PREFIX[prefix] if '.' in place else prefix}.{place}"] = value
-    return with_parts(RECIPES[recipe](**given, lowering=Lowering(**values)), parts)
+    made = with_parts(RECIPES[recipe](**given), {**parts, **values})
+    check_guard_bits(made, values)
+    return made
 
 
 def read_images(
@@ -352,7 +370,8 @@ def open_program(path: Path | None) -> Program:
     Parameters
     ----------
     path : Path or None
-        Of the file, or the name of a shipped program where there is no such file.
+        Of the file, of the folder of a `hwsim train` run, or the name of a shipped program where there is no such
+        file.
 
     Raises
     ------
@@ -361,10 +380,13 @@ def open_program(path: Path | None) -> Program:
     """
     from hwsim.identity import code_digest
     from hwsim.program import load_program, save_program
+    from hwsim.qat.files import PROGRAM
     from hwsim.shipped import load_shipped
 
     if path is not None:
         is_name = not path.exists() and not path.suffix and path.name == str(path)
+        if path.is_dir():
+            path = _file_of_run(path, PROGRAM)
         return load_shipped(path.name) if is_name else load_program(path)
     path = BUILD / "programs" / f"{EMBEDDED}-fq-vit-8-8-4-{code_digest()}.safetensors"
     if not path.exists():
@@ -379,8 +401,59 @@ def open_program(path: Path | None) -> Program:
 
 
 def trained_file(path: Path) -> Path:
-    """The file of a trained network, given itself or the folder of its run."""
-    return path if path.is_file() else path / "trained.safetensors"
+    """The file of a trained network, given itself or the folder of its run.
+
+    Raises
+    ------
+    HwsimError
+        A folder without one.
+    """
+    from hwsim.qat.files import TRAINED
+
+    if path.is_dir():
+        return _file_of_run(path, TRAINED)
+    return path if path.is_file() else path / TRAINED
+
+
+def _file_of_run(folder: Path, name: str) -> Path:
+    """A file in the folder of a training run.
+
+    Raises
+    ------
+    HwsimError
+        It is not there: the run was stopped, or it is another folder.
+    """
+    from hwsim.qat.files import CHECKPOINT, TRAINED
+
+    if (folder / name).is_file():
+        return folder / name
+    if any((folder / left).is_file() for left in (CHECKPOINT, TRAINED)):
+        raise HwsimError(
+            f"{folder}: the training is not finished, there is no {name} yet; give the same `hwsim train` command "
+            "again, it goes on"
+        )
+    raise HwsimError(f"{folder}: is a folder without {name}; name a file, or the folder of a `hwsim train` run")
+
+
+def tell_fewer(found: int, asked: int | None, kind: str) -> None:
+    """Tell the user of fewer images than were asked for."""
+    if asked is not None and found < asked:
+        click.echo(f"hwsim: {found} {kind}, not the {asked} asked for: there are no more", err=True)
+
+
+def check_output(path: Path) -> None:
+    """Refuse a file that cannot be written, before the work that ends in it.
+
+    Raises
+    ------
+    HwsimError
+        It is a folder, or its folder cannot be made or written.
+    """
+    if path.is_dir():
+        raise HwsimError(f"{path}: is a folder; name a file with -o")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise HwsimError(f"{path}: {above} is no folder that can be written; name another file with -o")
 
 
 def parse_images(text: str) -> list[int]:

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from hwsim.cli.display import progress
-from hwsim.cli.source import BUILD, EMBEDDED
+from hwsim.cli.source import BUILD, EMBEDDED, check_device
 
 
 @click.command("train-embedded")
@@ -26,7 +26,7 @@ from hwsim.cli.source import BUILD, EMBEDDED
 @click.option("--epochs", type=click.IntRange(1), help="Epochs of the network; the teacher's scale along.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images a step.")
 @click.option("--seed", default=0, show_default=True, type=int)
-@click.option("--device", help="torch device.  [default: the first GPU, else the CPU]")
+@click.option("--device", help="cpu, cuda or cuda:1 (the second GPU).  [default: the first GPU, else the CPU]")
 def train_command(
     network: str,
     output: Path | None,
@@ -48,6 +48,7 @@ def train_command(
 
     if network not in NETWORKS:
         raise HwsimError(f"{network!r} is not an embedded network; choose one of {', '.join(NETWORKS)}")
+    check_device(device)
     output = output or BUILD / NETWORKS[network].checkpoint
     student, teacher = STUDENTS[network], TEACHER
     if epochs is not None:

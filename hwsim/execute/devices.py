@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,6 +14,7 @@ from hwsim.execute import Executor
 from hwsim.program import Program
 
 DEVICES = "cpu, cuda, cuda:1 (the second GPU), cuda:all (every usable GPU) or auto (the same, else the CPU)"
+_TORCH_NAMES = re.compile(r"cpu|cuda(:\d+)?")
 
 
 class Predictor(Protocol):
@@ -93,6 +95,41 @@ def open_predictor(program: Program, backends: tuple[str, ...]) -> Predictor:
     from hwsim.execute.sharding import ShardedExecutor
 
     return ShardedExecutor(program, backends)
+
+
+def check_torch_name(name: str) -> None:
+    """Refuse what is no name of a torch device that this package computes on.
+
+    Raises
+    ------
+    HwsimError
+        Names those that there are.
+    """
+    if not _TORCH_NAMES.fullmatch(name):
+        raise HwsimError(f"--device {name}: there is no such device here; choose cpu, cuda or cuda:N (GPU number N)")
+
+
+def check_torch_device(name: str) -> None:
+    """Refuse a torch device that this machine has not; torch is only asked about GPUs.
+
+    Raises
+    ------
+    HwsimError
+        Says why.
+    """
+    check_torch_name(name)
+    if name == "cpu":
+        return
+    import torch
+
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        # Of torch's advice, which goes on for lines, the fault alone.
+        reason = str(error).splitlines()[0].split(". ")[0].rstrip(".")
+        raise HwsimError(
+            f"--device {name}: torch cannot use it ({reason}); take cpu or a GPU of this machine"
+        ) from None
 
 
 def beside_torch(device: str) -> str:

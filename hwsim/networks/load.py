@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import difflib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,11 @@ from hwsim.networks.graph import FloatGraph
 
 # DeiT evaluates at 224/256 (its repository and FQ-ViT's); timm's configuration says 0.9 since its version 0.8.
 DEIT_CROP_RATIO = 0.875
+
+_KNOWN = re.compile(
+    r"vit_(tiny|small|base|large)_patch\d+_\d+|deit_(tiny|small|base)(_distilled)?_patch16_\d+"
+    r"|swin_(tiny|small|base|large)_patch4_window\d+_\d+"
+)
 
 
 def load_network(
@@ -44,20 +51,26 @@ def load_network(
     """
     if random_weights is not None and checkpoint is not None:
         raise HwsimError(f"{name}: a network has either random weights or those of {checkpoint}; drop one option")
-    if name in NETWORKS and checkpoint is None:
+    if name in NETWORKS and checkpoint is not None:
+        raise HwsimError(
+            f"{name} has its own weights; leave --checkpoint out, or name the timm network that {checkpoint} is of"
+        )
+    if name in NETWORKS:
         with _seeded(random_weights or 0):
             model = build_model(pretrained=random_weights is None, name=name)
         return float_graph(model, name, mean=MEAN, std=STD)
     import timm
 
-    if name not in NETWORKS and (Path(name).is_file() or Path(name).suffix in {".safetensors", ".pth", ".pt", ".bin"}):
+    if Path(name).is_file() or Path(name).suffix in {".safetensors", ".pth", ".pt", ".bin"}:
         checkpoint = Path(name)
+        if not checkpoint.is_file():
+            raise HwsimError(f"{checkpoint}: there is no such checkpoint")
         name = architecture or _architecture_of(checkpoint)
     if not timm.is_model(name.split(".")[0]):
-        close = ", ".join(timm.list_models(f"*{name.split('_')[0]}*")[:5])
+        close = difflib.get_close_matches(name, [*NETWORKS, *known_models()], 3)
         raise HwsimError(
             f"{name!r} is neither a file, {' nor '.join(map(repr, NETWORKS))}, nor a timm model"
-            + (f"; timm has {close}, ..." if close else "")
+            + (f"; did you mean {' or '.join(close)}?" if close else "")
         )
     if random_weights is not None:
         with _seeded(random_weights):
@@ -81,6 +94,18 @@ def load_network(
         std=tuple(config["std"]),
         crop_ratio=DEIT_CROP_RATIO if name.startswith("deit_") else float(config["crop_pct"]),
     )
+
+
+def known_models() -> list[str]:
+    """Names of timm's plain ViT, DeiT and Swin models, which the package takes; it takes others of their structure."""
+    import timm
+
+    # A few of timm's models have no head.
+    return [
+        name
+        for name in timm.list_models()
+        if _KNOWN.fullmatch(name) is not None and timm.get_pretrained_cfg_value(name, "num_classes") != 0
+    ]
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from golden.errors import HwsimError
 from golden.files import write_atomically
 from hwsim.networks import embedded
 from hwsim.qat.files import PROGRAM, TRAINED
-from hwsim.qat.settings import TrainingSettings, full_bits
+from hwsim.qat.settings import TrainingSettings
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -267,7 +267,7 @@ def _train(ablation: Ablation, run: Run) -> None:
     folder = ablation.folder_of(run)
     calibration = train(
         loaded.graph,
-        q_vit(full_bits(run.bits), irm=PARTS[run.part][0]),
+        q_vit(run.bits, irm=PARTS[run.part][0]),
         loaded.data,
         embedded.load_calibration_set().head(ablation.calibration_images).images,
         ablation.settings_of(run),

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, distributed
 
-from golden.errors import HwsimError
+from hwsim.execute.devices import check_torch_device, check_torch_name
 from hwsim.qat.data import Part
 
 
@@ -69,9 +69,15 @@ def chosen_device(name: str | None, count: int, local: int) -> torch.device:
         As of `processes`.
     count, local : int
         Processes of the run, and the number of this one on its machine.
+
+    Raises
+    ------
+    HwsimError
+        No name of a device.
     """
     if name is None:
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    check_torch_name(name)
     return torch.device("cuda", local if count > 1 else 0) if name == "cuda" else torch.device(name)
 
 
@@ -92,12 +98,8 @@ def processes(device: str | None) -> Iterator[Processes]:
     """
     count = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
-    try:
-        place = chosen_device(device, count, local)
-        torch.zeros(1, device=place)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise HwsimError(f"device {device or 'cuda'!r}: cannot be used ({reason}); choose cpu or cuda") from None
+    place = chosen_device(device, count, local)
+    check_torch_device(str(place))
     if place.type == "cuda":
         torch.cuda.set_device(place)
     if count == 1:

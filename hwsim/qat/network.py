@@ -19,6 +19,9 @@ from hwsim.quantize.quantizers.uniform import Uniform
 from hwsim.quantize.recipe import Recipe
 from hwsim.quantize.weights import SymmetricWeights
 
+# What `check_trainable` lets pass, of the published systems.
+TRAINS = "use --recipe q-vit, or --recipe fq-vit with --point residual=uniform:BITS and --point attention=uniform:BITS"
+
 
 def check_trainable(graph: FloatGraph, recipe: Recipe) -> None:
     """Refuse a recipe with anything but uniform codes of one scale a tensor and signed weights a channel.
@@ -34,14 +37,16 @@ def check_trainable(graph: FloatGraph, recipe: Recipe) -> None:
         if node.operation == "linear" and uniform:
             weights = recipe.weights_for(node)
             if not isinstance(weights, SymmetricWeights) or weights.groups:
-                raise HwsimError(f"recipe {recipe.name}: training takes signed weights with a scale an output channel")
+                raise HwsimError(
+                    f"recipe {recipe.name}: training takes signed weights with a scale an output channel; {TRAINS}"
+                )
         if not uniform:
             raise HwsimError(
                 f"recipe {recipe.name}: training takes uniform codes of one scale a tensor, and {node.name} has a "
-                f"{type(quantizer).__name__}; use --recipe q-vit or --point"
+                f"{type(quantizer).__name__}; {TRAINS}"
             )
     if recipe.search is not None or recipe.reparameterize or recipe.reconstruct is not None:
-        raise HwsimError(f"recipe {recipe.name}: its scales come from a search, not from training; use --recipe q-vit")
+        raise HwsimError(f"recipe {recipe.name}: its scales come from a search, not from training; {TRAINS}")
 
 
 class GraphModule(nn.Module):

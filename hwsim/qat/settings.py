@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -152,8 +151,3 @@ class TrainingSettings:
         if step < warmup:
             return self.learning_rate * (step + 1) / warmup
         return self.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - warmup) / (total - warmup)))
-
-
-def full_bits(text: str) -> str:
-    """Widths "2" of all three kinds as "2/2/2"; others as they are."""
-    return "/".join([text] * 3) if re.fullmatch(r"\d+", text) else text

@@ -17,7 +17,7 @@ from hwsim.quantize.quantizers.protocol import Quantizer
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog
 from hwsim.quantize.quantizers.twin import TwinGelu, TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
-from hwsim.quantize.recipe import Lowering, Recipe, parse_bits
+from hwsim.quantize.recipe import Lowering, Recipe, full_bits, parse_bits
 from hwsim.quantize.reconstruct.settings import Reconstruction
 from hwsim.quantize.search.settings import PairSearch, PercentileSearch
 from hwsim.quantize.weights import AsymmetricWeights
@@ -59,6 +59,7 @@ def repq_vit(
     HwsimError
         Bits out of range.
     """
+    bits = full_bits(bits)
     weight, activation, attention = parse_bits(bits)
     uniform = Uniform(activation)
     points: dict[str, Quantizer] = dict.fromkeys(
@@ -153,6 +154,7 @@ def adalog(
     HwsimError
         A value out of range.
     """
+    bits = full_bits(bits)
     weight, activation, attention_bits = parse_bits(bits)
     uniform, by_head = Uniform(activation), Uniform(activation, heads=True)
     points: dict[str, Quantizer] = dict.fromkeys(("norm", "pooled", "context", "feature"), uniform)

@@ -1,14 +1,15 @@
-"""Recipes with single parts exchanged, written as text."""
+"""Recipes with single parts or widths exchanged, written as text."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any
 
 from golden.errors import HwsimError
 from hwsim.quantize.quantizers import parse_quantizer
-from hwsim.quantize.recipe import Recipe
+from hwsim.quantize.recipe import Lowering, Recipe
 
 # Families of parts: what comes behind the dot is a role, or the name of a node of the graph.
 PREFIXES = ("point", "weights", "node", "node_weights")
@@ -17,14 +18,15 @@ NODE_PREFIX = {"point": "node", "weights": "node_weights"}
 
 
 def with_parts(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
-    """A recipe with other quantizers or weights at some roles or nodes; its name tells them.
+    """A recipe with other quantizers or weights at some roles or nodes, or other widths; its name tells them.
 
     Parameters
     ----------
     recipe : Recipe
     parts : mapping of str to value
         ``point.ROLE`` and ``node.NAME`` to a quantizer as text ("float" leaves the points in float),
-        ``weights.ROLE`` and ``node_weights.NAME`` to a width. Other fields are passed over.
+        ``weights.ROLE`` and ``node_weights.NAME`` to a width, and fields of `Lowering`. Other fields are passed
+        over.
 
     Raises
     ------
@@ -34,6 +36,8 @@ def with_parts(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
     points, weights = dict(recipe.points), dict(recipe.weights_at)
     nodes, node_weights = dict(recipe.nodes), dict(recipe.node_weights)
     name = recipe.name
+    usual = {field.name: field.default for field in fields(Lowering)}
+    widths = {field: value for field, value in parts.items() if field in usual and value is not None}
     for field, value in parts.items():
         prefix, dot, place = field.partition(".")
         if not dot or prefix not in PREFIXES:
@@ -54,4 +58,15 @@ def with_parts(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
                 weights[place] = replace(recipe.weights_of(place), bits=int(value))
             else:
                 node_weights[place] = int(value)
-    return replace(recipe, name=name, points=points, weights_at=weights, nodes=nodes, node_weights=node_weights)
+    # Two programs of different widths must not have one name, by which files are called.
+    for field, value in widths.items():
+        name = re.sub(rf" {field}=\S+", "", name) + (f" {field}={value}" if value != usual[field] else "")
+    return replace(
+        recipe,
+        name=name,
+        points=points,
+        weights_at=weights,
+        nodes=nodes,
+        node_weights=node_weights,
+        lowering=replace(recipe.lowering, **widths),
+    )

@@ -11,7 +11,7 @@ from functools import partial
 from hwsim.quantize.quantizers.protocol import Quantizer
 from hwsim.quantize.quantizers.twin import TwinGelu, TwinSoftmax
 from hwsim.quantize.quantizers.uniform import Uniform
-from hwsim.quantize.recipe import Lowering, Recipe, parse_bits
+from hwsim.quantize.recipe import Lowering, Recipe, full_bits, parse_bits
 from hwsim.quantize.search.settings import ScaleSearch
 from hwsim.quantize.weights import SymmetricWeights
 
@@ -103,6 +103,7 @@ def _recipe(
     calibration_batch: int,
     lowering: Lowering | None,
 ) -> Recipe:
+    bits = full_bits(bits)
     weight, activation, attention = parse_bits(bits)
     released = search.as_released
     uniform, by_head = Uniform(activation, symmetric=True), Uniform(activation, symmetric=True, heads=True)

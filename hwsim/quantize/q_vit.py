@@ -24,7 +24,7 @@ from hwsim.networks.graph import FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, check_activation
 from hwsim.quantize.quantizers.protocol import Quantizer
 from hwsim.quantize.quantizers.uniform import Uniform
-from hwsim.quantize.recipe import Lowering, Recipe, parse_bits
+from hwsim.quantize.recipe import Lowering, Recipe, full_bits, parse_bits
 from hwsim.quantize.weights import SymmetricWeights
 
 # Of the first and the last layer, weights and inputs.
@@ -63,6 +63,7 @@ def q_vit(
     HwsimError
         Bits or observer out of range.
     """
+    bits = full_bits(bits)
     weight, activation, attention = parse_bits(bits)
     operands = ("norm", "query", "key", "value", "context", "gelu")
     points: dict[str, Quantizer] = dict.fromkeys(operands, Uniform(activation, range))

@@ -194,19 +194,24 @@ UNIFORM_ROLES = (
 )
 
 
+def full_bits(text: str) -> str:
+    """Widths "2" of all three kinds as "2/2/2"; others as they are."""
+    return "/".join([text] * 3) if re.fullmatch(r"\d+", text) else text
+
+
 def parse_bits(text: str) -> tuple[int, int, int]:
-    """Widths "W/A/Attn" of weights, activations and attention.
+    """Widths "W/A/Attn" of weights, activations and attention, or one width of all three.
 
     Raises
     ------
     HwsimError
-        Not three integers between 2 and 8.
+        Neither one nor three integers between 2 and 8.
     """
     try:
-        weight, activation, attention = (int(part) for part in text.split("/"))
+        weight, activation, attention = (int(part) for part in full_bits(text).split("/"))
     except ValueError:
         raise HwsimError(
-            f"bits must be three integers such as 8/8/4 (weights/activations/attention), not {text!r}"
+            f"bits must be one integer, or three integers such as 8/8/4 (weights/activations/attention), not {text!r}"
         ) from None
     for name, value in (("weights", weight), ("activations", activation), ("attention", attention)):
         if not 2 <= value <= 8:
@@ -244,6 +249,7 @@ def fq_vit(
     HwsimError
         Bits, observer or attention quantizer out of range.
     """
+    bits = full_bits(bits)
     weight, activation, attention_bits = parse_bits(bits)
     kind = ("lis" if attention_bits <= 5 else "uniform") if attention == "auto" else attention
     uniform = Uniform(activation, range)
