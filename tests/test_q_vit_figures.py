@@ -176,7 +176,7 @@ def test_audit_of_a_trained_network(
     arguments = ["audit", "--trained", str(tmp_path / "run"), "--on", str(tmp_path / "images.npz")]
     main([*arguments, "--set", "irm_bits=9"])
     said = capsys.readouterr().out
-    assert "small, q-vit 2/2/2: integer minus fake-quantized codes" in said
+    assert "small, q-vit 2/2/2 irm_bits=9: integer minus fake-quantized codes" in said
     assert said.count("q_norm") == 2
     assert "trained weights in float" in said
     with pytest.raises(SystemExit):

@@ -345,6 +345,9 @@ def test_parts_can_be_left_out(trainer: Trainer, tmp_path: Path) -> None:
 
 
 def test_unknown_device() -> None:
-    for name in ("cuda:77", "gpu"):
-        with pytest.raises(HwsimError, match=f"device '{name}': cannot be used"), processes(name):
+    for name, said in (
+        ("cuda:77", r"--device cuda:77: torch cannot use it \(.*\); take cpu or a GPU of this machine"),
+        ("gpu", "--device gpu: there is no such device here; choose cpu, cuda or cuda:N"),
+    ):
+        with pytest.raises(HwsimError, match=said), processes(name):
             pass
