@@ -112,7 +112,7 @@ def test_the_table_of_a_gpu(monkeypatch: pytest.MonkeyPatch, small_program: Prog
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: "Type")
     seconds = {gpu.INTEGER: 0.01, gpu.REPLAYED: 0.01, gpu.FLOAT: 0.03}
     images = {gpu.INTEGER: 8, gpu.REPLAYED: 16, gpu.FLOAT: 8}
-    monkeypatch.setattr(gpu, "_candidates", lambda program: (seconds, images))
+    monkeypatch.setattr(gpu, "_candidates", lambda program, stack: (seconds, images))
     monkeypatch.setattr(
         gpu, "alternate", lambda names, rounds: {name: Times([second] * rounds) for name, second in names.items()}
     )

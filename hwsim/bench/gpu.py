@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,8 @@ import numpy as np
 from golden.errors import HwsimError
 from hwsim.bench.measure import Table, alternate, median_and_spread, ratios
 from hwsim.bench.networks import FLOAT, float_model
-from hwsim.execute.cuda.availability import why_not
+from hwsim.execute.cuda.availability import survey, why_not
+from hwsim.execute.sharding import ShardedExecutor
 from hwsim.program import Program
 
 INTEGER, REPLAYED = "integer program", "integer program, images on the GPU"
@@ -41,8 +43,9 @@ def gpu(programs: list[Program], rounds: int) -> Table:
     figures = {}
     for program in programs:
         label = f"{program.network}, {program.recipe}"
-        candidates, images = _candidates(program)
-        times = alternate(candidates, rounds)
+        with ExitStack() as stack:
+            candidates, images = _candidates(program, stack)
+            times = alternate(candidates, rounds)
         for name, own in times.items():
             rate, spread = median_and_spread([images[name] / second for second in own.clock])
             slower = [second / images[FLOAT] for second in times[FLOAT].clock]
@@ -56,15 +59,25 @@ def gpu(programs: list[Program], rounds: int) -> Table:
         ("network", "executor", "images/s", "times float"),
         tuple(rows),
         f"Median of {rounds} rounds, all candidates in turns in each; ± is half the distance of the quartiles. The "
-        f"integer program takes uint8 images from the main memory and gives its logits back; the others have their "
-        f"images on the GPU. Float batches of {FLOAT_BATCH} images, integer ones as many as the executor takes by "
-        f"default. PyTorch {torch.__version__}, {BATCHES} batches a measurement.",
+        f"integer program takes uint8 images from the main memory and gives its logits back, on several GPUs through a "
+        f"process each; the others have their images on the GPU. Float batches of {FLOAT_BATCH} images, integer ones "
+        f"as many as the executor takes by default. PyTorch {torch.__version__}, {BATCHES} batches a measurement.",
         figures,
     )
 
 
-def _candidates(program: Program) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
-    """What to measure, and the images of each."""
+def _on_several(program: Program, images: np.ndarray, stack: ExitStack) -> dict[int, Callable[[], object]]:
+    """Where there are several usable GPUs: their number, and the images on all of them; closed with the stack."""
+    backends = tuple(f"cuda:{index}" for index, reason in survey().items() if reason is None)
+    if len(backends) < 2:
+        return {}
+    executor = stack.enter_context(ShardedExecutor(program, backends))
+    executor.prepare(len(images))
+    return {len(backends): lambda: executor.predict(images)}
+
+
+def _candidates(program: Program, stack: ExitStack) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
+    """What to measure, and the images of each; what must be closed goes on the stack."""
     import torch
 
     from hwsim.execute.cuda.engine import CudaMachine
@@ -89,7 +102,13 @@ def _candidates(program: Program) -> tuple[dict[str, Callable[[], object]], dict
             replay.graph.replay()
         torch.cuda.synchronize(device)
 
-    return (
-        {INTEGER: lambda: machine.predict(images, None, None), REPLAYED: run_replay, FLOAT: run_float},
-        {INTEGER: len(images), REPLAYED: len(images), FLOAT: BATCHES * FLOAT_BATCH},
-    )
+    candidates: dict[str, Callable[[], object]] = {
+        INTEGER: lambda: machine.predict(images, None, None),
+        REPLAYED: run_replay,
+        FLOAT: run_float,
+    }
+    counts = {INTEGER: len(images), REPLAYED: len(images), FLOAT: BATCHES * FLOAT_BATCH}
+    for gpus, run in _on_several(program, images, stack).items():
+        name = f"{INTEGER} on {gpus} GPUs"
+        candidates[name], counts[name] = run, len(images)
+    return candidates, counts
