@@ -392,7 +392,7 @@ def test_what_is_prepared_is_what_runs(monkeypatch: pytest.MonkeyPatch, small_pr
     """A size that was not prepared would be compiled while the clock runs."""
     asked: dict[str, set[int]] = {}
 
-    def ask(worker: Any, what: str, count: int, batch: int | None) -> None:
+    def ask(worker: Any, what: str, count: int, batch: int | None, room: int = 0) -> None:
         asked.setdefault(what, set()).add(count)
 
     with ShardedExecutor(small_program, ("reference", "reference"), shard=5) as executor:
@@ -403,6 +403,48 @@ def test_what_is_prepared_is_what_runs(monkeypatch: pytest.MonkeyPatch, small_pr
             executor.prepare(count)
             executor.predict(np.zeros((count, 16, 16, 3), np.uint8))
             assert asked == {"prepare": expected, "predict": expected}
+
+
+def test_a_callback_that_fails_leaves_no_answer_for_the_next_call(
+    small_program: Program, small_images: np.ndarray
+) -> None:
+    """Each process has a part under way, and one in front of it, when the callback fails."""
+    expected = Executor(small_program, "reference").predict(small_images)
+
+    def failing(count: int) -> None:
+        raise ValueError("enough")
+
+    with ShardedExecutor(small_program, ("reference", "reference"), shard=2) as executor:
+        for _ in range(3):
+            with pytest.raises(ValueError, match="enough"):
+                executor.predict(small_images, progress=failing)
+            assert np.array_equal(executor.predict(small_images), expected)
+
+
+def test_a_busy_process_is_given_one_more_part_and_no_last_one(
+    monkeypatch: pytest.MonkeyPatch, small_program: Program
+) -> None:
+    """One process of two answers at once, the other waits until the first has done all that it may."""
+    asked: dict[str, int] = {"reference": 0, "numba": 0}
+    full, free = threading.Event(), threading.Event()
+
+    def ask(worker: Any, what: str, count: int, batch: int | None, room: int = 0) -> None:
+        asked[worker.backend] += 1
+        if asked["numba"] == 2:
+            full.set()
+        if asked["reference"] == 6:
+            free.set()
+
+    def answer(worker: Any) -> int:
+        assert (free if worker.backend == "numba" else full).wait(30)
+        return 0
+
+    with ShardedExecutor(small_program, ("reference", "numba"), shard=3) as executor:
+        monkeypatch.setattr(sharding, "_ask", ask)
+        monkeypatch.setattr(sharding, "_answer", answer)
+        # Eight parts: two for the process that waits, six for the other one.
+        executor.predict(np.zeros((24, 16, 16, 3), np.uint8))
+    assert asked == {"reference": 6, "numba": 2}
 
 
 def test_an_interrupt_leaves_nothing_behind(small_program: Program, small_images: np.ndarray) -> None:
@@ -463,11 +505,11 @@ def test_an_oserror_of_the_executor_itself_is_reported(monkeypatch: pytest.Monke
     try:
         for backend, said in (("none", "cannot allocate"), ("some", "no space left")):
             ours, theirs = multiprocessing.Pipe()
-            thread = threading.Thread(target=sharding._serve, args=(theirs, small_program, backend, memory.name))
+            thread = threading.Thread(target=sharding._serve, args=(theirs, small_program, backend, memory.name, 1))
             thread.start()
             if backend == "some":
                 assert ours.recv() == (True, None)
-                ours.send(("prepare", 3, None))
+                ours.send(("prepare", 3, None, 0))
             found, reason = ours.recv()
             thread.join()
             assert not found and said in reason

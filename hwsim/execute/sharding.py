@@ -1,7 +1,7 @@
 """Images on several executors at once, a process each: several GPUs of a machine.
 
-The parent hands out batches of images through shared memory; whichever process is free takes the next. Every image
-is computed alone, so the result does not depend on who computes it.
+The parent hands out batches of images through shared memory; whichever process is free takes the next, and is given
+one more while it computes. Every image is computed alone, so the result does not depend on who computes it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import multiprocessing
 import signal
 import threading
 import traceback
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
@@ -30,6 +31,8 @@ from hwsim.program import Program
 
 # Images handed out at a time.
 SHARD = 1024
+# Parts in the memory of a process: one that it computes, and the next, which is copied meanwhile.
+_ROOMS = 2
 
 
 @dataclass
@@ -65,10 +68,12 @@ class ShardedExecutor:
         self._workers: list[_Worker] = []
         try:
             for backend in backends:
-                memory = SharedMemory(create=True, size=shard * math.prod(program.image_size))
+                memory = SharedMemory(create=True, size=_ROOMS * shard * math.prod(program.image_size))
                 ours, theirs = context.Pipe()
                 # A daemon, so that no process stays behind a parent that fails.
-                process = context.Process(target=_serve, args=(theirs, program, backend, memory.name), daemon=True)
+                process = context.Process(
+                    target=_serve, args=(theirs, program, backend, memory.name, shard), daemon=True
+                )
                 self._workers.append(_Worker(backend, process, ours, memory))
                 process.start()
                 theirs.close()
@@ -133,29 +138,43 @@ class ShardedExecutor:
         self.program.check_images(images)
         last = self.program.nodes[-1]
         logits = np.empty((len(images), math.prod(self.program.shape(last.name))), last.spec.output.dtype)
-        parts = iter(batches(len(images), self._part(len(images))))
+        parts = deque(batches(len(images), self._part(len(images))))
         lock, stopped = threading.Lock(), threading.Event()
 
-        def following() -> slice | None:
+        def following(busy: bool) -> slice | None:
+            """The next part, for a busy process only where enough are left for all."""
             with lock:
-                return None if stopped.is_set() else next(parts, None)
+                none = stopped.is_set() or len(parts) <= (len(self._workers) if busy else 0)
+                return None if none else parts.popleft()
 
         def feed(worker: _Worker) -> None:
-            room = _images_in(worker.memory, self.program, self.shard)
+            rooms = [_images_in(worker.memory, self.program, self.shard, room) for room in range(_ROOMS)]
+            under_way: deque[slice] = deque()
+            given = 0
             try:
-                for part in iter(following, None):
-                    count = part.stop - part.start
-                    np.copyto(room[:count], images[part])
-                    _ask(worker, "predict", count, batch)
-                    logits[part] = _answer(worker)
-                    with lock:
-                        if progress is not None:
-                            progress(count)
+                while (part := following(bool(under_way))) is not None or under_way:
+                    if part is not None:
+                        count, room = part.stop - part.start, given % _ROOMS
+                        np.copyto(rooms[room][:count], images[part])
+                        _ask(worker, "predict", count, batch, room)
+                        under_way.append(part)
+                        given += 1
+                    if part is None or len(under_way) == _ROOMS:
+                        found = _answer(worker)
+                        done = under_way.popleft()
+                        logits[done] = found
+                        with lock:
+                            if progress is not None:
+                                progress(done.stop - done.start)
             except BaseException:
                 stopped.set()
+                # The next request must not get the answer to this one.
+                with suppress(HwsimError):
+                    for _ in under_way:
+                        _answer(worker)
                 raise
             finally:
-                del room
+                del rooms
 
         with ThreadPoolExecutor(len(self._workers)) as pool:
             try:
@@ -171,10 +190,10 @@ class ShardedExecutor:
         return logits
 
 
-def _ask(worker: _Worker, what: str, count: int, batch: int | None) -> None:
+def _ask(worker: _Worker, what: str, count: int, batch: int | None, room: int = 0) -> None:
     """Send a request; raises `HwsimError` where the process has ended."""
     try:
-        worker.connection.send((what, count, batch))
+        worker.connection.send((what, count, batch, room))
     except OSError:
         raise _ended(worker) from None
 
@@ -202,11 +221,13 @@ def _answer(worker: _Worker) -> Any:
     return value
 
 
-def _images_in(memory: SharedMemory, program: Program, count: int) -> np.ndarray:
-    return np.ndarray((count, *program.image_size), np.uint8, buffer=memory.buf)
+def _images_in(memory: SharedMemory, program: Program, shard: int, room: int) -> np.ndarray:
+    """Images of one of the rooms, uint8 [shard, H, W, C]."""
+    offset = room * shard * math.prod(program.image_size)
+    return np.ndarray((shard, *program.image_size), np.uint8, buffer=memory.buf, offset=offset)
 
 
-def _serve(connection: Connection, program: Program, backend: str, name: str) -> None:
+def _serve(connection: Connection, program: Program, backend: str, name: str, shard: int) -> None:
     """Answer requests until the parent hangs up or one fails; an answer is (whether it worked, result or reason)."""
     # A terminal sends Ctrl-C to every process; the parent decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -218,11 +239,11 @@ def _serve(connection: Connection, program: Program, backend: str, name: str) ->
     def make() -> None:
         made.append(Executor(program, backend))
 
-    def work(what: str, count: int, batch: int | None) -> np.ndarray | None:
+    def work(what: str, count: int, batch: int | None, room: int) -> np.ndarray | None:
         if what == "prepare":
             made[0].prepare(count, batch)
             return None
-        return made[0].predict(_images_in(memory, program, count), batch=batch)
+        return made[0].predict(_images_in(memory, program, shard, room)[:count], batch=batch)
 
     try:
         going = _reply(connection, make)
