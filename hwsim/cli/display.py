@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import io
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
+
+# Seconds that nobody wonders about.
+PATIENCE = 3.0
+
+
+@contextmanager
+def told_when_slow(text: str) -> Iterator[None]:
+    """Say on standard error what is waited for, once it has taken a while."""
+    timer = threading.Timer(PATIENCE, lambda: print(f"hwsim: {text}", file=sys.stderr, flush=True))
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @contextmanager
@@ -53,9 +70,12 @@ def table(columns: Sequence[str], rows: Iterable[Sequence[Any]], *, title: str |
                 for cell in row
             )
         )
-    # Piped output must not be cut to the width of a terminal that is not there.
-    console = Console(width=None if sys.stdout.isatty() else 160)
+    # Piped output must not be cut to the width of a terminal that is not there, nor end its lines with blanks.
+    piped = not sys.stdout.isatty()
+    console = Console(width=160, file=io.StringIO()) if piped else Console()
     if title is not None:
         # A line of its own: rich would break a table's title at the width of the table.
         console.print(escape(title), style="italic", soft_wrap=True, highlight=False)
     console.print(result)
+    if isinstance(console.file, io.StringIO):
+        print("\n".join(line.rstrip() for line in console.file.getvalue().splitlines()))

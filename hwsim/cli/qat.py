@@ -167,7 +167,7 @@ def train_quantized_command(
     rectified queries and keys. The folder gets checkpoint.safetensors, log.csv, trained.safetensors,
     program.safetensors and result.json. A run that was stopped goes on when the same command is given again.
 
-    On several GPUs: torchrun --nproc-per-node 4 -m hwsim train NETWORK ...
+    On several GPUs: torchrun --nproc-per-node 4 -m -- hwsim train NETWORK ...
     """
     from hwsim.networks import embedded
     from hwsim.program import save_program

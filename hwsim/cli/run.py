@@ -10,7 +10,7 @@ import click
 from click.core import ParameterSource
 
 from hwsim.cli.device import backends_on, predictor, program_device_option
-from hwsim.cli.display import progress, table
+from hwsim.cli.display import progress, table, told_when_slow
 from hwsim.cli.source import (
     BUILD,
     evaluation_images,
@@ -53,7 +53,8 @@ def evaluate_command(
             err=True,
         )
     with predictor(program, backends) as executor:
-        executor.prepare(len(chosen.images), batch)
+        with told_when_slow("compiling kernels, once on this machine for each kind of unit"):
+            executor.prepare(len(chosen.images), batch)
         with progress("running", len(chosen.images)) as done:
             start = time.perf_counter()
             logits = executor.predict(chosen.images, batch=batch, progress=done)

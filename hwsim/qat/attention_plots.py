@@ -80,14 +80,14 @@ def entropies(found: Sequence[Attention]) -> bytes:
     for axes, role, name in zip(both, ("query", "key"), ("queries", "keys"), strict=True):
         for place, attention in enumerate(coded):
             own = [each for each in attention.operands if each.role == role and each.entropy is not None]
-            blocks = np.arange(1, len(own) + 1)
+            blocks = np.arange(len(own))
             colour, marker = COLOURS[1 + place % (len(COLOURS) - 1)], MARKERS[place % len(MARKERS)]
             heights = [each.entropy for each in own]
             axes.plot(blocks, heights, marker + "-", color=colour, label=attention.label, markersize=5)
         for bits in {each.bits for attention in coded for each in attention.operands if each.bits}:
             axes.axhline(bits, color=GREY, linewidth=0.8, linestyle="--")
         axes.set_title(name, fontsize=9, color=INK, loc="left")
-        axes.set_xlabel("block", fontsize=9)
+        axes.set_xlabel("block, from 0", fontsize=9)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(color=LINE, linewidth=0.8)
         bare(axes)
@@ -104,14 +104,14 @@ def attention_distances(found: Sequence[Attention]) -> bytes:
     for place, attention in enumerate(found):
         colour, marker = COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]
         heads = list(attention.distances.values())
-        blocks = np.arange(1, len(heads) + 1) + (place - (len(found) - 1) / 2) * width
+        blocks = np.arange(len(heads)) + (place - (len(found) - 1) / 2) * width
         for block, own in zip(blocks, heads, strict=True):
             axes.scatter(np.full(len(own), block), own, s=10, marker=marker, color=colour, alpha=0.45, linewidths=0)
         means = [own.mean() for own in heads]
         axes.plot(blocks, means, marker + "-", color=colour, label=attention.label, markersize=6, linewidth=1.3)
     even = list(found[0].even.values())
-    axes.plot(np.arange(1, len(even) + 1), even, "--", color=GREY, linewidth=1, label="attending to all alike")
-    axes.set_xlabel("block; pale: its heads", fontsize=9)
+    axes.plot(np.arange(len(even)), even, "--", color=GREY, linewidth=1, label="attending to all alike")
+    axes.set_xlabel("block, from 0; pale: its heads", fontsize=9)
     axes.set_ylabel("attention distance (tokens)", fontsize=9)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=LINE, linewidth=0.8)
