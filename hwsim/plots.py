@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -60,6 +60,21 @@ def png(canvas: Canvas) -> bytes:
     buffer = io.BytesIO()
     FigureCanvasAgg(canvas).print_png(buffer)
     return buffer.getvalue()
+
+
+def svg(canvas: Canvas) -> bytes:
+    """A drawn canvas as an SVG file: the same bytes each time."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
+    buffer = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "vit-hwsim", "svg.fonttype": "none"}):
+        FigureCanvasSVG(canvas).print_svg(buffer, metadata={"Date": None})
+    return buffer.getvalue()
+
+
+# How a canvas is written, by the ending of the file.
+FORMATS: dict[str, Callable[[Canvas], bytes]] = {"png": png, "svg": svg}
 
 
 def new_canvas(width: float, height: float) -> Canvas:

@@ -131,6 +131,13 @@ def test_command_draws_and_tabulates(
     for path in (tmp_path / "out").glob("*.png"):
         assert path.read_bytes().startswith(b"\x89PNG")
         assert path.stat().st_size > 5000
+    for folder in ("svg", "again"):
+        main([*arguments, "--format", "svg", "-o", str(tmp_path / folder)])
+    drawn = sorted(path.name for path in (tmp_path / "svg").glob("*.svg"))
+    assert drawn == ["attention_distance.svg", "entropy.svg", "keys.svg", "queries.svg"]
+    for name in drawn:
+        content = (tmp_path / "svg" / name).read_bytes()
+        assert b"<svg" in content and content == (tmp_path / "again" / name).read_bytes()
     with (tmp_path / "out" / "distributions.csv").open() as file:
         rows = list(csv.DictReader(file))
     assert len(rows) == 2 * 2 * 2

@@ -28,12 +28,15 @@ if TYPE_CHECKING:
 @click.option("--data", type=click.Path(path_type=Path), help="Folder of images.  [default: the embedded test set]")
 @click.option("--images", default=128, show_default=True, type=click.IntRange(1), help="Images to measure on.")
 @click.option(
+    "--format", "form", type=click.Choice(("png", "svg")), default="png", show_default=True, help="Of the figures."
+)
+@click.option(
     "-o",
     "--output",
     type=click.Path(path_type=Path),
     default=BUILD / "qat-figures",
     show_default=True,
-    help="Folder of the PNG and CSV files.",
+    help="Folder of the figures and CSV files.",
 )
 def qat_figures_command(
     trained: tuple[str, ...],
@@ -41,18 +44,20 @@ def qat_figures_command(
     checkpoint: Path | None,
     data: Path | None,
     images: int,
+    form: str,
     output: Path,
 ) -> None:
     """Figures 1, 4 and 5 of the Q-ViT paper, of networks that `hwsim train` or `hwsim qat-ablation` trained.
 
     FOLDER is the folder of a run (or its trained.safetensors), LABEL what the figures call it. Written are histograms
     of queries and keys beside a Gaussian, before and behind the IRM, entropies of their codes, and the attention
-    distance of every head, as PNG; and all figures as CSV.
+    distance of every head, as PNG or SVG; and all numbers as CSV.
     """
     import pandas as pd
 
     from golden.files import write_atomically
     from hwsim.networks.load import load_network
+    from hwsim.plots import FORMATS
     from hwsim.qat.attention import float_attention, trained_attention
     from hwsim.qat.attention_plots import attention_distances, distributions, entropies
 
@@ -71,10 +76,10 @@ def qat_figures_command(
             done(1)
     operands, distances = _frames(found)
     written: dict[str, bytes | str] = {
-        "queries.png": distributions(found, "query"),
-        "keys.png": distributions(found, "key"),
-        "entropy.png": entropies(found),
-        "attention_distance.png": attention_distances(found),
+        f"queries.{form}": distributions(found, "query", FORMATS[form]),
+        f"keys.{form}": distributions(found, "key", FORMATS[form]),
+        f"entropy.{form}": entropies(found, FORMATS[form]),
+        f"attention_distance.{form}": attention_distances(found, FORMATS[form]),
         "distributions.csv": pd.DataFrame(operands).to_csv(index=False),
         "attention_distance.csv": pd.DataFrame(distances).to_csv(index=False),
     }

@@ -1,8 +1,8 @@
-"""Figures 1, 4 and 5 of the Q-ViT paper, of networks that were trained here, as PNG."""
+"""Figures 1, 4 and 5 of the Q-ViT paper, of networks that were trained here."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,10 @@ MARKERS = "osD^vPX"
 SHOWN_BLOCKS = 3
 
 
-def distributions(found: Sequence[Attention], role: str) -> bytes:
+Format = Callable[[Any], bytes]
+
+
+def distributions(found: Sequence[Attention], role: str, form: Format = png) -> bytes:
     """Histograms of queries or keys of the first, middle and last block, a line a network, beside a Gaussian.
 
     Parameters
@@ -25,6 +28,8 @@ def distributions(found: Sequence[Attention], role: str) -> bytes:
     found : sequence of Attention
         Of one network structure.
     role : {"query", "key"}
+    form : callable
+        One of `hwsim.plots.FORMATS`.
     """
     blocks = list(found[0].distances)
     middle = len(blocks) // 2
@@ -44,7 +49,7 @@ def distributions(found: Sequence[Attention], role: str) -> bytes:
         handles=list(handles.values()), labels=list(handles), loc="outside upper center", ncols=4, fontsize=9,
         frameon=False,
     )  # fmt: skip
-    return png(canvas)
+    return form(canvas)
 
 
 def _of(attention: Attention, block: str, role: str) -> dict[str, Operand]:
@@ -72,7 +77,7 @@ def _histogram(axes: Any, stages: dict[str, Operand]) -> dict[str, Any]:
     return handles
 
 
-def entropies(found: Sequence[Attention]) -> bytes:
+def entropies(found: Sequence[Attention], form: Format = png) -> bytes:
     """Entropy of the codes of queries and keys of every block."""
     canvas = new_canvas(9.7, 3.5)
     both = canvas.subplots(1, 2, sharey=True)
@@ -93,10 +98,10 @@ def entropies(found: Sequence[Attention]) -> bytes:
         bare(axes)
     both[0].set_ylabel("entropy of the codes (bit); dashed: largest", fontsize=9)
     _legend(canvas, both[0])
-    return png(canvas)
+    return form(canvas)
 
 
-def attention_distances(found: Sequence[Attention]) -> bytes:
+def attention_distances(found: Sequence[Attention], form: Format = png) -> bytes:
     """Attention distance of every head, and the mean of each block."""
     canvas = new_canvas(9.7, 3.9)
     axes = canvas.subplots()
@@ -117,7 +122,7 @@ def attention_distances(found: Sequence[Attention]) -> bytes:
     axes.grid(axis="y", color=LINE, linewidth=0.8)
     bare(axes)
     _legend(canvas, axes)
-    return png(canvas)
+    return form(canvas)
 
 
 def _legend(canvas: Any, axes: Any) -> None:
