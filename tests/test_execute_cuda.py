@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
 from typing import Any
@@ -392,12 +393,13 @@ def test_what_is_prepared_is_what_runs(monkeypatch: pytest.MonkeyPatch, small_pr
     """A size that was not prepared would be compiled while the clock runs."""
     asked: dict[str, set[int]] = {}
 
-    def ask(worker: Any, what: str, count: int, batch: int | None, room: int = 0) -> None:
-        asked.setdefault(what, set()).add(count)
+    def ask(worker: Any, what: str, count: int = 0, batch: int | None = None, room: int = 0) -> None:
+        if what != "settle":
+            asked.setdefault(what, set()).add(count)
 
     with ShardedExecutor(small_program, ("reference", "reference"), shard=5) as executor:
         monkeypatch.setattr(sharding, "_ask", ask)
-        monkeypatch.setattr(sharding, "_answer", lambda worker: 0)
+        monkeypatch.setattr(sharding, "_answer", lambda worker, request: 0)
         for count, expected in ((24, {5, 4}), (6, {3}), (1, {1}), (7, {4, 3})):
             asked.clear()
             executor.prepare(count)
@@ -428,15 +430,18 @@ def test_a_busy_process_is_given_one_more_part_and_no_last_one(
     asked: dict[str, int] = {"reference": 0, "numba": 0}
     full, free = threading.Event(), threading.Event()
 
-    def ask(worker: Any, what: str, count: int, batch: int | None, room: int = 0) -> None:
+    def ask(worker: Any, what: str, count: int = 0, batch: int | None = None, room: int = 0) -> str:
+        if what == "settle":
+            return what
         asked[worker.backend] += 1
         if asked["numba"] == 2:
             full.set()
         if asked["reference"] == 6:
             free.set()
+        return what
 
-    def answer(worker: Any) -> int:
-        assert (free if worker.backend == "numba" else full).wait(30)
+    def answer(worker: Any, request: str) -> int:
+        assert request == "settle" or (free if worker.backend == "numba" else full).wait(30)
         return 0
 
     with ShardedExecutor(small_program, ("reference", "numba"), shard=3) as executor:
@@ -508,16 +513,110 @@ def test_an_oserror_of_the_executor_itself_is_reported(monkeypatch: pytest.Monke
             thread = threading.Thread(target=sharding._serve, args=(theirs, small_program, backend, memory.name, 1))
             thread.start()
             if backend == "some":
-                assert ours.recv() == (True, None)
-                ours.send(("prepare", 3, None, 0))
-            found, reason = ours.recv()
+                assert ours.recv() == (0, True, None)
+                ours.send((7, "prepare", 3, None, 0))
+            number, worked, reason = ours.recv()
             thread.join()
-            assert not found and said in reason
+            assert not worked and said in reason and number == (7 if backend == "some" else 0)
             theirs.close()
             ours.close()
     finally:
         memory.close()
         memory.unlink()
+
+
+def test_an_interrupted_preparation_leaves_no_answer_for_the_next_call(
+    small_program: Program, small_images: np.ndarray
+) -> None:
+    """Compiling takes long enough for Ctrl-C."""
+    expected = Executor(small_program, "reference").predict(small_images)
+    with ShardedExecutor(small_program, ("reference", "reference"), shard=5) as executor:
+        processes = [worker.process.pid for worker in executor._workers]
+        for process in processes:
+            assert process is not None
+            os.kill(process, signal.SIGSTOP)
+        main = threading.main_thread().ident
+        assert main is not None
+        timer = threading.Timer(0.3, lambda: signal.pthread_kill(main, signal.SIGINT))
+        timer.start()
+        with pytest.raises(KeyboardInterrupt):
+            executor.prepare(len(small_images))
+        for process in processes:
+            assert process is not None
+            os.kill(process, signal.SIGCONT)
+        for _ in range(3):
+            assert np.array_equal(executor.predict(small_images), expected)
+
+
+def test_calls_of_several_threads_do_not_mix(small_program: Program, small_images: np.ndarray) -> None:
+    expected = Executor(small_program, "reference").predict(small_images)
+    with ShardedExecutor(small_program, ("reference", "reference"), shard=2) as executor, ThreadPoolExecutor(2) as pool:
+        found = list(pool.map(executor.predict, (small_images, small_images[::-1])))
+    assert np.array_equal(found[0], expected)
+    assert np.array_equal(found[1], expected[::-1])
+
+
+def test_a_refusal_does_not_end_the_process(
+    small_program: Program, small_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such as too little memory for a batch: the next call may have a smaller one."""
+    expected = Executor(small_program, "reference").predict(small_images)
+    plain = Executor.predict
+
+    def refuse(self: Executor, images: np.ndarray, **options: Any) -> np.ndarray:
+        if options["batch"] == 24:
+            raise HwsimError("batch: too large; lower --batch")
+        return plain(self, images, **options)
+
+    monkeypatch.setattr(Executor, "predict", refuse)
+    memory = SharedMemory(create=True, size=small_images[:2].nbytes * 2)
+    ours, theirs = multiprocessing.Pipe()
+    monkeypatch.setattr(sharding.signal, "signal", lambda *_: None)
+    thread = threading.Thread(target=sharding._serve, args=(theirs, small_program, "reference", memory.name, 2))
+    thread.start()
+    try:
+        sharding._images_in(memory, small_program, 2, 1)[:] = small_images[:2]
+        assert ours.recv() == (0, True, None)
+        ours.send((1, "predict", 2, 24, 1))
+        assert ours.recv() == (1, False, "batch: too large; lower --batch")
+        ours.send((2, "predict", 2, 1, 1))
+        number, worked, logits = ours.recv()
+        assert (number, worked) == (2, True) and np.array_equal(logits, expected[:2])
+    finally:
+        ours.close()
+        thread.join()
+        memory.close()
+        memory.unlink()
+
+
+def test_too_little_shared_memory_is_refused(monkeypatch: pytest.MonkeyPatch, small_program: Program) -> None:
+    """Not by a signal, later."""
+    made: list[str] = []
+
+    def full(file: int, offset: int, size: int) -> None:
+        made.append(SharedMemory.__name__)
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    with pytest.raises(HwsimError, match=r"shared memory, 0 MiB each, and /dev/shm has not enough \(No space left"):
+        ShardedExecutor(small_program, ("reference",), shard=2)
+    assert made
+
+
+def test_no_executor_and_a_closed_one_are_refused(small_program: Program, small_images: np.ndarray) -> None:
+    with pytest.raises(HwsimError, match="name at least one"):
+        ShardedExecutor(small_program, ())
+    executor = ShardedExecutor(small_program, ("reference",), shard=2)
+    executor.close()
+    for call in (lambda: executor.predict(small_images), lambda: executor.prepare(3)):
+        with pytest.raises(HwsimError, match="are closed; make a new ShardedExecutor"):
+            call()
+
+
+def test_many_images_come_in_several_parts_for_each_process(small_program: Program) -> None:
+    with ShardedExecutor(small_program, ("reference", "reference"), shard=1024) as executor:
+        sizes = {count: executor._part(count) for count in (1, 100, 600, 2048, 3000, 50_000)}
+    assert sizes == {1: 1, 100: 50, 600: 256, 2048: 256, 3000: 375, 50_000: 1024}
 
 
 def test_an_executor_that_cannot_be_made_is_reported(small_program: Program) -> None:

@@ -12,7 +12,7 @@ from golden.errors import HwsimError
 from hwsim.bench.measure import Table, alternate, median_and_spread, ratios
 from hwsim.bench.networks import FLOAT, float_model
 from hwsim.execute.cuda.availability import survey, why_not
-from hwsim.execute.sharding import ShardedExecutor
+from hwsim.execute.sharding import SHARD, ShardedExecutor
 from hwsim.program import Program
 
 INTEGER, REPLAYED = "integer program", "integer program, images on the GPU"
@@ -66,14 +66,16 @@ def gpu(programs: list[Program], rounds: int) -> Table:
     )
 
 
-def _on_several(program: Program, images: np.ndarray, stack: ExitStack) -> dict[int, Callable[[], object]]:
-    """Where there are several usable GPUs: their number, and the images on all of them; closed with the stack."""
+def _on_several(program: Program, images: np.ndarray, stack: ExitStack) -> dict[str, tuple[Callable[[], object], int]]:
+    """Where there are several usable GPUs: all of them together, with their images; closed with the stack."""
     backends = tuple(f"cuda:{index}" for index, reason in survey().items() if reason is None)
     if len(backends) < 2:
         return {}
     executor = stack.enter_context(ShardedExecutor(program, backends))
-    executor.prepare(len(images))
-    return {len(backends): lambda: executor.predict(images)}
+    # Enough that each has several parts of the largest size.
+    many = np.resize(images, (BATCHES * SHARD * len(backends), *images.shape[1:]))
+    executor.prepare(len(many))
+    return {f"{INTEGER} on {len(backends)} GPUs": (lambda: executor.predict(many), len(many))}
 
 
 def _candidates(program: Program, stack: ExitStack) -> tuple[dict[str, Callable[[], object]], dict[str, int]]:
@@ -108,7 +110,6 @@ def _candidates(program: Program, stack: ExitStack) -> tuple[dict[str, Callable[
         FLOAT: run_float,
     }
     counts = {INTEGER: len(images), REPLAYED: len(images), FLOAT: BATCHES * FLOAT_BATCH}
-    for gpus, run in _on_several(program, images, stack).items():
-        name = f"{INTEGER} on {gpus} GPUs"
-        candidates[name], counts[name] = run, len(images)
+    for name, (run, count) in _on_several(program, images, stack).items():
+        candidates[name], counts[name] = run, count
     return candidates, counts
