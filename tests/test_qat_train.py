@@ -24,11 +24,12 @@ from hwsim.qat.data import Batches, TrainingData
 from hwsim.qat.distributed import Processes, processes
 from hwsim.qat.export import load_trained
 from hwsim.qat.settings import Augmentation, TrainingSettings
+from hwsim.qat.start import first_grids
 from hwsim.qat.trainer import Event, Plan, train
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.fake_quant import FakeQuantNetwork
 from hwsim.quantize.lowering import lower
-from hwsim.quantize.q_vit import irm_nodes, q_vit
+from hwsim.quantize.q_vit import fit_irm, irm_nodes, q_vit
 from hwsim.quantize.recipe import Recipe
 
 CPU = torch.device("cpu")
@@ -102,11 +103,18 @@ def test_run_trains_and_writes(
     assert [(event.epoch, event.step) for event in events] == [(e, s) for e in (0, 1) for s in (1, 2, 3)]
     assert events[-1].loss == pytest.approx(rows[1]["loss"], rel=1e-5)
     # Every kind of parameter has moved, and the calibration is a program.
-    before = {node.name: node.parameters for node in trainer.graph.nodes}
+    student = fit_irm(trainer.graph, trainer.images[:12])
+    before = {node.name: node.parameters for node in student.nodes}
     for node in calibration.graph.nodes:
+        assert node.parameters.keys() == before[node.name].keys()
         for name, array in node.parameters.items():
-            assert node.name not in before or not np.array_equal(array, before[node.name][name]), (node.name, name)
+            assert not np.array_equal(array, before[node.name][name]), (node.name, name)
     assert len(irm_nodes(calibration.graph)) == 4
+    start = first_grids(student, q_vit("3/3/3"), trainer.images[:12], SETTINGS.start)
+    for name, steps in start.weights.items():
+        assert not np.array_equal(calibration.weights[name].scale.ravel(), steps.ravel()), name
+    for name, point in start.points.items():
+        assert calibration.uniform_grid(name).scale != point.step, name
     program = lower(calibration)
     assert np.isfinite(Executor(program).predict(small_images)).all()
     again, header = load_trained(folder / "trained.safetensors")
