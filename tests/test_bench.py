@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 from click.testing import CliRunner
 
 from golden.errors import HwsimError
-from hwsim.bench import gpu, report
+from hwsim.bench import gpu, networks, report
 from hwsim.bench.measure import Table, Times, alternate, growth_exponent, median_and_spread, peak_memory, ratios
 from hwsim.cli import cli
 from hwsim.cli.bench import PARTS, _possible
@@ -128,3 +129,46 @@ def test_the_table_of_a_gpu(monkeypatch: pytest.MonkeyPatch, small_program: Prog
     assert result.rows == one * 2
     assert list(result.figures) == [f"{label}: {name} on the GPU, times float" for name in seconds]
     assert list(result.figures.values()) == pytest.approx([3, 6, 1])
+
+
+def test_the_figures_of_several_networks_are_kept_apart(
+    monkeypatch: pytest.MonkeyPatch, small_program: Program
+) -> None:
+    """Of two programs, the second of which runs half as fast, at two sizes of a batch."""
+    other = dataclasses.replace(small_program, header={**small_program.header, "recipe": "another recipe"})
+    seconds = {small_program.recipe: 0.1, other.recipe: 0.2}
+    monkeypatch.setattr(networks, "float_model", lambda name: None)
+    monkeypatch.setattr(
+        networks, "_candidates", lambda program, *_: {networks.INTEGER: seconds[program.recipe], networks.FLOAT: 0.4}
+    )
+    monkeypatch.setattr(
+        networks,
+        "alternate",
+        lambda names, rounds, **_: {name: Times([second] * rounds, [1.0]) for name, second in names.items()},
+    )
+    figures = {}
+    for batch in (32, 16):
+        result = networks.networks([small_program, other], batch, 3)
+        assert [row[0] for row in result.rows] == [
+            f"small, {small_program.recipe}",
+            "",
+            "small, another recipe",
+            "",
+        ]
+        figures.update(result.figures)
+    assert figures == pytest.approx(
+        {
+            f"small, {recipe}, batch {batch}: {name}, times float": ratio
+            for batch in (32, 16)
+            for recipe, integer in ((small_program.recipe, 4), ("another recipe", 2))
+            for name, ratio in ((networks.INTEGER, integer), (networks.FLOAT, 1))
+        }
+    )
+
+
+@pytest.mark.parametrize("name", ["small", "deit_tiny_patch16_224.no_such_weights"])
+def test_a_program_without_a_float_network_is_refused(name: str, small_program: Program) -> None:
+    pytest.importorskip("timm")
+    program = dataclasses.replace(small_program, header={**small_program.header, "network": name})
+    with pytest.raises(HwsimError, match=f"^the program's network '{name}' is neither .*; give --program others$"):
+        networks.networks([program], 2, 2)

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from golden.errors import HwsimError
 from hwsim.bench.measure import Table, alternate, median_and_spread, ratios
 from hwsim.execute import Executor
 from hwsim.networks import embedded
@@ -26,12 +27,19 @@ def networks(programs: list[Program], batch: int, rounds: int) -> Table:
     ----------
     programs : list of Program
     batch, rounds : int
+
+    Raises
+    ------
+    HwsimError
+        A program of a network that has no float one to measure beside.
     """
     rows: list[tuple[Any, ...]] = []
     figures = {}
-    for program in programs:
-        label = f"{program.network}, {program.recipe}"
-        candidates = _candidates(program, batch)
+    # All of them first: what cannot be measured is said before anything is.
+    models = [float_model(program.network) for program in programs]
+    for program, model in zip(programs, models, strict=True):
+        label = full_label = f"{program.network}, {program.recipe}"
+        candidates = _candidates(program, model, batch)
         times = alternate(candidates, rounds)
         for name, own in times.items():
             rate, spread = median_and_spread([batch / second for second in own.clock])
@@ -40,7 +48,7 @@ def networks(programs: list[Program], batch: int, rounds: int) -> Table:
             relative = "1" if name == FLOAT else f"{ratio:.2f} ± {100 * ratio_spread:.0f} %"
             less = min(times[FLOAT].processor) / min(own.processor)
             rows.append((label, name, f"{rate:.1f} ± {100 * spread:.0f} %", relative, f"{busy:.2f}", f"{less:.2f}"))
-            figures[f"{label}: {name}, times float"] = ratio
+            figures[f"{full_label}, batch {batch}: {name}, times float"] = ratio
             label = ""
     cores = os.cpu_count()
     return Table(
@@ -54,14 +62,14 @@ def networks(programs: list[Program], batch: int, rounds: int) -> Table:
     )
 
 
-def _candidates(program: Program, batch: int) -> dict[str, Callable[[], object]]:
+def _candidates(program: Program, model: Any, batch: int) -> dict[str, Callable[[], object]]:
     import torch
 
     height, width, channels = program.image_size
     images = np.random.default_rng(0).integers(0, 256, (batch, height, width, channels), dtype=np.uint8)
     pixels = torch.randn(batch, channels, height, width, generator=torch.Generator().manual_seed(0))
     torch.set_num_threads(os.cpu_count() or 1)
-    model, executor = float_model(program.network), Executor(program)
+    executor = Executor(program)
 
     def run_float() -> None:
         with torch.inference_mode():
@@ -79,12 +87,29 @@ def _candidates(program: Program, batch: int) -> dict[str, Callable[[], object]]
 
 
 def float_model(name: str) -> Any:
-    """The float network of a program: the time does not depend on its weights, so these are random."""
+    """The float network of a program: the time does not depend on its weights, so these are random.
+
+    Parameters
+    ----------
+    name : str
+        As in `Program.network`.
+
+    Raises
+    ------
+    HwsimError
+        Neither we nor timm have a network of the name.
+    """
     if name in embedded.NETWORKS:
         return embedded.build_model(pretrained=False, name=name).eval()
     import timm
 
-    return timm.create_model(name, pretrained=False).eval()
+    try:
+        return timm.create_model(name, pretrained=False).eval()
+    except RuntimeError:
+        raise HwsimError(
+            f"the program's network {name!r} is neither one of ours ({', '.join(embedded.NETWORKS)}) nor one of timm, "
+            "so there is no float network to measure beside it; give --program others"
+        ) from None
 
 
 def _int8_session(model: Any, pixels: Any) -> Any:
