@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,8 +23,8 @@ from hwsim.program import Program
 MACHINE = {"date": "d", "processor": "p", "cores": 2, "instructions": "i", "python": "3", "versions": {}, "load": 0.5}
 
 
-def table(value: float, title: str = "t") -> Table:
-    return Table(title, ("what", "rate"), (("a", value),), "note", {"rate of a": value})
+def table(value: float, title: str = "t", figure: str = "rate of a", **machine: Any) -> Table:
+    return Table(title, ("what", "rate"), (("a", value),), "note", {figure: value}, {**MACHINE, **machine}, 0.1)
 
 
 def test_candidates_run_in_turns() -> None:
@@ -45,24 +47,56 @@ def test_peak_memory_sees_an_array() -> None:
     assert before + 90 < peak_memory() < 2 * before + 400
 
 
-def test_results_are_kept_and_compared(tmp_path: Path) -> None:
+def test_results_are_kept(tmp_path: Path) -> None:
     path = tmp_path / "new" / "speed.json"
     assert report.load(path) == {}
-    report.save(path, [table(100.0), table(7.0, "other")], MACHINE, 0.1)
-    report.save(path, [table(150.0)], MACHINE, 0.1)
-    last = report.load(path)
-    assert [entry["title"] for entry in last["tables"]] == ["t", "other"]
-    assert report.figures_of({"tables": last["tables"][:1]}) == {"rate of a": 150.0}
-    assert report.changes([table(152.0)], {"tables": last["tables"][:1]}) == []
-    assert report.changes([table(75.0)], {"tables": last["tables"][:1]}) == ["rate of a: 150 before, 75 now (-50 %)"]
+    assert report.tables_of(path) == []
+    report.save(path, [table(100.0), table(7.0, "other", date="before")])
+    report.save(path, [table(150.0)])
+    assert report.tables_of(path) == [table(150.0), table(7.0, "other", date="before")]
+
+
+@pytest.mark.parametrize(
+    ("now", "lines"),
+    [
+        (table(152.0), ["nothing changed by more than 10 %, and no exponent by more than 0.1"]),
+        (table(75.0, date="another"), ["changed: rate of a: 150 before, 75 now (-50 %)"]),
+        (table(75.0, "a new table"), []),
+        (table(75.0, figure="a new figure"), []),
+        (
+            table(75.0, cores=4),
+            ["not compared: t, which was measured on another machine before (p, 2, i)"],
+        ),
+    ],
+)
+def test_results_are_compared(now: Table, lines: list[str]) -> None:
+    assert report.changes([now], [table(150.0)]) == lines
+
+
+def test_exponents_are_compared_by_their_difference() -> None:
+    figure = "memory against depth, exponent"
+    last = [table(0.05, figure=figure)]
+    assert report.changes([table(0.1, figure=figure)], last)[0].startswith("nothing changed")
+    moved = report.changes([table(0.2, figure=figure)], last)
+    assert moved == [f"changed: {figure}: 0.05 before, 0.2 now (+0.15)"]
 
 
 def test_a_file_that_is_no_result(tmp_path: Path) -> None:
     path = tmp_path / "speed.json"
-    for text in ("no json", "[]", '{"tables": [{}]}'):
+    for text in ("no json", "[]", "{}", '{"tables": [{}]}', '{"tables": [1]}'):
         path.write_text(text)
         with pytest.raises(HwsimError, match="not the result of a benchmark"):
             report.load(path)
+
+
+def test_results_of_an_earlier_version_are_refused(tmp_path: Path) -> None:
+    """These had machine and noise once for all tables."""
+    path = tmp_path / "speed.json"
+    entry = dataclasses.asdict(table(1.0))
+    old = {name: value for name, value in entry.items() if name not in ("machine", "noise")}
+    path.write_text(json.dumps({"machine": MACHINE, "noise": 0.1, "tables": [old]}))
+    with pytest.raises(HwsimError, match="results of an earlier version, which did not keep where each table"):
+        report.load(path)
 
 
 def test_the_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
@@ -71,12 +105,23 @@ def test_the_tables_go_between_the_marks_of_a_page(tmp_path: Path) -> None:
     with pytest.raises(HwsimError, match="no line"):
         report.replace_section(page, "x")
     page.write_text(f"before\n{report.BEGIN}\nold\n{report.END}\nafter\n")
-    text = report.markdown([table(3.0)], MACHINE, 0.5)
+    noisy = dataclasses.replace(table(3.0), noise=0.5)
+    text = report.markdown([noisy], noisy)
     assert "| a | 3.0 |" in text
     assert "noisy" in text
-    assert "noisy" not in report.markdown([table(3.0)], MACHINE, 0.01)
+    assert "noisy" not in report.markdown([table(3.0)], table(3.0))
     report.replace_section(page, text)
     assert page.read_text() == f"before\n{report.BEGIN}\n{text}\n{report.END}\nafter\n"
+
+
+def test_tables_of_another_time_or_place_say_so() -> None:
+    tables = [table(1.0, "A", processor="old", load=7.5), dataclasses.replace(table(1.0, "B"), noise=0.5), table(2.0)]
+    text = report.markdown(tables, tables[2])
+    head, kept, noisy, own = re.split(r"^### .*$", text, flags=re.MULTILINE)
+    assert head.startswith("Measured on d: p, 2 cores") and "Load before: 0.5;" in head and "10 % apart." in head
+    assert "Measured on d: old, 2 cores" in kept and "Load before: 7.5;" in kept
+    assert "Measured on d: p, 2 cores" in noisy and "50 % apart (a noisy machine)." in noisy
+    assert "Measured" not in own
 
 
 def test_the_command_measures_warns_and_writes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,6 +135,20 @@ def test_the_command_measures_warns_and_writes(tmp_path: Path, monkeypatch: pyte
     assert "### Units" in output.with_suffix(".md").read_text()
     again = CliRunner().invoke(cli, ["bench", "--part", "units", "--rounds", "4", "--output", str(output)])
     assert "changed: rate of a: 2 before, 4 now (+100 %)" in again.output
+
+
+def test_the_worst_noise_of_a_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before the first part and after each: calm, noisy, calm."""
+    noises = iter([0.01, 0.3, 0.02])
+    monkeypatch.setattr("hwsim.bench.measure.noise", lambda: next(noises))
+    for part in ("units", "growth"):
+        monkeypatch.setattr(f"hwsim.bench.{part}.{part}", lambda rounds, part=part: table(1.0, part))
+    output = tmp_path / "speed.json"
+    result = CliRunner().invoke(cli, ["bench", "--part", "units", "--part", "growth", "--output", str(output)])
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("too noisy") == 1 and "30 % apart;" in result.stderr
+    assert [(entry.title, entry.noise) for entry in report.tables_of(output)] == [("units", 0.3), ("growth", 0.3)]
+    assert report.tables_of(output)[0].machine["date"] != MACHINE["date"]
 
 
 def test_without_a_gpu_its_part_is_refused_or_left_out(

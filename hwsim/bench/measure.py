@@ -30,6 +30,10 @@ class Table:
     columns : tuple of str
     rows : tuple of tuples
     figures : mapping of str to float
+    machine : mapping
+        Where and when it was measured, as `machine` says; parts leave it to the command.
+    noise : float
+        Of that machine meanwhile, as `noise` says.
     """
 
     title: str
@@ -37,6 +41,8 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     note: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -54,28 +55,38 @@ def bench_command(
     from hwsim.bench import report
     from hwsim.bench.measure import NOISY, machine, noise
 
-    last = report.load(output)
+    last = report.tables_of(output)
     described, spread = machine(), noise()
-    if spread > NOISY:
-        click.echo(
-            f"hwsim: the machine is too noisy to tell: runs of one fixed computation lie {100 * spread:.0f} % apart "
-            f"(load {described['load']}); measure again when it is idle",
-            err=True,
-        )
-    tables = []
+    _tell_noise(spread, described["load"])
+    tables: list[Table] = []
     for part in parts or _possible():
         result = _measurements(programs, batch, rounds)[part]()
         table(result.columns, result.rows, title=result.title)
-        tables.append(result)
+        worst = max(spread, noise())
+        if spread <= NOISY:
+            _tell_noise(worst)
+        spread = worst
+        tables = [replace(entry, machine=described, noise=spread) for entry in (*tables, result)]
         # What is measured is kept, whatever happens to the next part.
-        report.save(output, tables, described, spread)
+        report.save(output, tables)
     for line in report.changes(tables, last):
-        click.echo(f"changed: {line}")
-    text = report.markdown(report.tables_of(output), described, spread)
+        click.echo(line)
+    text = report.markdown(report.tables_of(output), tables[-1])
     output.with_suffix(".md").write_text(text)
     if page is not None:
         report.replace_section(page, text)
     click.echo(f"results: {output}, {output.with_suffix('.md')}")
+
+
+def _tell_noise(spread: float, load: float | None = None) -> None:
+    from hwsim.bench.measure import NOISY
+
+    if spread > NOISY:
+        click.echo(
+            f"hwsim: the machine is too noisy to tell: runs of one fixed computation lie {100 * spread:.0f} % apart"
+            f"{'' if load is None else f' (load {load})'}; measure again when it is idle",
+            err=True,
+        )
 
 
 def _possible() -> tuple[str, ...]:
