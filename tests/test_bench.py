@@ -18,7 +18,8 @@ from hwsim.bench.measure import Table, Times, alternate, growth_exponent, median
 from hwsim.cli import cli
 from hwsim.cli.bench import PARTS, _possible
 from hwsim.execute.cuda import availability
-from hwsim.program import Program
+from hwsim.networks.graph import FloatGraph
+from hwsim.program import Program, load_program
 
 MACHINE = {"date": "d", "processor": "p", "cores": 2, "instructions": "i", "python": "3", "versions": {}, "load": 0.5}
 
@@ -231,3 +232,27 @@ def test_a_program_without_a_float_network_is_refused(name: str, small_program: 
     program = dataclasses.replace(small_program, header={**small_program.header, "network": name})
     with pytest.raises(HwsimError, match=f"^the program's network '{name}' is neither .*; give --program others$"):
         networks.networks([program], 2, 2)
+
+
+def test_the_default_programs_are_those_of_the_targets(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, small_graph: FloatGraph, small_program: Program
+) -> None:
+    """A small network in place of DeiT-Tiny; made once, then read."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("hwsim.networks.load.load_network", lambda name, random_weights: small_graph)
+    monkeypatch.setattr("hwsim.cli.bench.open_program", lambda path: small_program)
+    measured: list[list[str]] = []
+
+    def measure(programs: list[Program], *_: Any) -> Table:
+        measured.append([program.recipe for program in programs])
+        return table(1.0)
+
+    for part in ("networks", "gpu"):
+        monkeypatch.setattr(f"hwsim.bench.{part}.{part}", measure)
+    command = ["bench", "--part", "networks", "--part", "gpu", "--output", "speed.json"]
+    result = CliRunner().invoke(cli, command)
+    assert result.exit_code == 0, result.output
+    assert measured == [[small_program.recipe, "fq-vit 8/8/4 pts lis", "adalog 4/4/4 short search"]] * 2
+    assert result.stderr.count("calibrating deit_tiny_patch16_224 with random weights") == 2
+    kinds = {node.spec.kind for path in Path("build/programs").glob("*adalog*") for node in load_program(path).nodes}
+    assert "adalog_matmul" in kinds

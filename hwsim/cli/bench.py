@@ -15,6 +15,7 @@ from hwsim.cli.source import BUILD, open_program
 if TYPE_CHECKING:
     from hwsim.bench.measure import Table
     from hwsim.program import Program
+    from hwsim.quantize.recipe import Recipe
 
 PARTS = ("networks", "gpu", "units", "growth", "first-call")
 
@@ -32,7 +33,8 @@ PARTS = ("networks", "gpu", "units", "growth", "first-call")
     "programs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Programs of networks and gpu.  [default: the embedded network and DeiT-Tiny with random weights, both 8/8/4]",
+    help="Programs of networks and gpu.  [default: the embedded network at 8/8/4, and DeiT-Tiny with random weights at "
+    "8/8/4 (FQ-ViT) and 4/4/4 (AdaLog)]",
 )
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images a batch.")
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(2), help="Rounds of every measurement.")
@@ -108,7 +110,7 @@ def _measurements(programs: tuple[Path, ...], batch: int, rounds: int) -> dict[s
     from hwsim.bench.units import units
 
     def chosen() -> list[Program]:
-        return [open_program(path) for path in programs] or [open_program(None), _deit_tiny()]
+        return [open_program(path) for path in programs] or _default_programs()
 
     return {
         "networks": lambda: networks(chosen(), batch, rounds),
@@ -119,8 +121,23 @@ def _measurements(programs: tuple[Path, ...], batch: int, rounds: int) -> dict[s
     }
 
 
-def _deit_tiny() -> Program:
-    """DeiT-Tiny with random weights, kept under build/: the time does not depend on them."""
+def _default_programs() -> list[Program]:
+    from hwsim.quantize.recipe import fq_vit
+
+    return [open_program(None), _deit_tiny(fq_vit(calibration_batch=8)), _deit_tiny(_short_adalog())]
+
+
+def _short_adalog() -> Recipe:
+    """AdaLog at 4/4/4 by a search of seconds: the time of a program does not depend on how good its scales are."""
+    from hwsim.quantize.adalog import adalog
+    from hwsim.quantize.search.settings import PairSearch
+
+    search = PairSearch("alternating", candidates=16, rounds=1, values=1 << 14)
+    return replace(adalog(calibration_batch=2), name="adalog 4/4/4 short search", search=search)
+
+
+def _deit_tiny(recipe: Recipe) -> Program:
+    """DeiT-Tiny with random weights, on a batch of noise, kept under build/: the time does not depend on them."""
     import numpy as np
 
     from hwsim.identity import code_digest
@@ -128,12 +145,12 @@ def _deit_tiny() -> Program:
     from hwsim.program import load_program, save_program
     from hwsim.quantize.calibrate import calibrate
     from hwsim.quantize.lowering import lower
-    from hwsim.quantize.recipe import fq_vit
 
     name = "deit_tiny_patch16_224"
-    path = BUILD / "programs" / f"{name}-random-fq-vit-8-8-4-{code_digest()}.safetensors"
+    path = BUILD / "programs" / f"{name}-random-{recipe.file_name}-{code_digest()}.safetensors"
     if not path.exists():
+        click.echo(f"calibrating {name} with random weights ({recipe.name}), kept as {path}", err=True)
         graph = load_network(name, random_weights=0)
-        images = np.random.default_rng(0).integers(0, 256, (8, *graph.image_size), dtype=np.uint8)
-        save_program(lower(calibrate(graph, images, fq_vit(calibration_batch=8))), path)
+        images = np.random.default_rng(0).integers(0, 256, (recipe.calibration_batch, *graph.image_size), dtype=np.uint8)
+        save_program(lower(calibrate(graph, images, recipe)), path)
     return load_program(path)
