@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +15,9 @@ import pytest
 from click.testing import CliRunner
 
 from golden.errors import HwsimError
-from hwsim.bench import gpu, networks, report
+from hwsim.bench import first_call, gpu, networks, report
 from hwsim.bench.measure import Table, Times, alternate, growth_exponent, median_and_spread, peak_memory, ratios
-from hwsim.cli import cli
+from hwsim.cli import cli, main
 from hwsim.cli.bench import PARTS, _possible
 from hwsim.execute.cuda import availability
 from hwsim.networks.graph import FloatGraph
@@ -34,6 +36,32 @@ def test_candidates_run_in_turns() -> None:
     assert "".join(calls) == "baabbaab"
     assert [len(own.clock) for own in times.values()] == [3, 3]
     assert all(second >= 0 for own in times.values() for second in own.clock + own.processor)
+
+
+def test_pauses_are_no_part_of_the_times() -> None:
+    start = time.perf_counter()
+    times = alternate({"a": lambda: None}, 2, pause=0.2)
+    assert time.perf_counter() - start > 0.6
+    assert max(times["a"].clock) < 0.2
+
+
+@pytest.mark.parametrize(("command", "policy"), [("bench", None), ("show", "PASSIVE")])
+def test_pytorch_waits_as_its_users_have_it_in_the_benchmark_alone(
+    command: str, policy: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Set and removed, so that monkeypatch takes away what the command sets.
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    main([command, "--help"])
+    assert os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+def test_the_first_call_waits_as_our_commands_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    first_call._seconds("import os; assert os.environ['OMP_WAIT_POLICY'] == 'PASSIVE'")
+    with pytest.raises(HwsimError, match=r"^a measured command failed: AssertionError$"):
+        first_call._seconds("import os; assert os.environ['OMP_WAIT_POLICY'] != 'PASSIVE'")
 
 
 def test_medians_ratios_and_exponents() -> None:
@@ -204,7 +232,7 @@ def test_the_figures_of_several_networks_are_kept_apart(
     monkeypatch.setattr(
         networks,
         "alternate",
-        lambda names, rounds, **_: {name: Times([second] * rounds, [1.0]) for name, second in names.items()},
+        lambda names, rounds, pause: {name: Times([second] * rounds, [1.0]) for name, second in names.items()},
     )
     figures = {}
     for batch in (32, 16):

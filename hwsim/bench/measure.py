@@ -53,7 +53,7 @@ class Times:
     processor: list[float] = field(default_factory=list)
 
 
-def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, Times]:
     """Times of every candidate in every round; all run once a round, in turns forwards and backwards.
 
     Parameters
@@ -61,10 +61,13 @@ def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int) -> di
     candidates : mapping of str to callable
     rounds : int
         Beside one that warms up and is not counted.
+    pause : float
+        Seconds before every run, in which threads of the one before that still spin fall asleep.
     """
     times = {name: Times() for name in candidates}
     for count in range(rounds + 1):
         for name in list(candidates)[:: 1 if count % 2 else -1]:
+            time.sleep(pause)
             start, used = time.perf_counter(), time.process_time()
             candidates[name]()
             if count:

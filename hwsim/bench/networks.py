@@ -18,6 +18,8 @@ from hwsim.networks import embedded
 from hwsim.program import Program
 
 INTEGER, FLOAT, INT8 = "integer program", "PyTorch float32, eager", "onnxruntime int8, dynamic"
+# Seconds: OpenMP's threads spin for some milliseconds behind PyTorch's work, 200 with LLVM's library.
+PAUSE = 0.25
 
 
 def networks(programs: list[Program], batch: int, rounds: int) -> Table:
@@ -40,7 +42,7 @@ def networks(programs: list[Program], batch: int, rounds: int) -> Table:
     for program, model in zip(programs, models, strict=True):
         label = full_label = f"{program.network}, {program.recipe}"
         candidates = _candidates(program, model, batch)
-        times = alternate(candidates, rounds)
+        times = alternate(candidates, rounds, PAUSE)
         for name, own in times.items():
             rate, spread = median_and_spread([batch / second for second in own.clock])
             ratio, ratio_spread = ratios(own.clock, times[FLOAT].clock)
@@ -51,13 +53,15 @@ def networks(programs: list[Program], batch: int, rounds: int) -> Table:
             figures[f"{full_label}, batch {batch}: {name}, times float"] = ratio
             label = ""
     cores = os.cpu_count()
+    waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
     return Table(
         f"Whole networks, batch {batch}, {cores} threads",
         ("network", "executor", "images/s", "times float", "processor, ms/image", "times float"),
         tuple(rows),
         f"Median of {rounds} rounds, all candidates in turns in each; ± is half the distance of the quartiles. "
         "Processor time is that of all threads, in the fastest round: it tells more than the clock on a machine that "
-        "others use too.",
+        f"others use too. PyTorch's threads wait as its users' do (OMP_WAIT_POLICY is {waiting}), and {PAUSE} s pass "
+        "before every measurement, so that none of them spins in another candidate's time.",
         figures,
     )
 

@@ -151,6 +151,8 @@ def _deit_tiny(recipe: Recipe) -> Program:
     if not path.exists():
         click.echo(f"calibrating {name} with random weights ({recipe.name}), kept as {path}", err=True)
         graph = load_network(name, random_weights=0)
-        images = np.random.default_rng(0).integers(0, 256, (recipe.calibration_batch, *graph.image_size), dtype=np.uint8)
+        images = np.random.default_rng(0).integers(
+            0, 256, (recipe.calibration_batch, *graph.image_size), dtype=np.uint8
+        )
         save_program(lower(calibrate(graph, images, recipe)), path)
     return load_program(path)
