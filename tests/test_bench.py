@@ -15,7 +15,7 @@ import pytest
 from click.testing import CliRunner
 
 from golden.errors import HwsimError
-from hwsim.bench import first_call, gpu, networks, report
+from hwsim.bench import first_call, gpu, growth, networks, report
 from hwsim.bench.measure import Table, Times, alternate, growth_exponent, median_and_spread, peak_memory, ratios
 from hwsim.cli import cli, main
 from hwsim.cli.bench import PARTS, _possible
@@ -284,3 +284,37 @@ def test_the_default_programs_are_those_of_the_targets(
     assert result.stderr.count("calibrating deit_tiny_patch16_224 with random weights") == 2
     kinds = {node.spec.kind for path in Path("build/programs").glob("*adalog*") for node in load_program(path).nodes}
     assert "adalog_matmul" in kinds
+
+
+def test_growth_of_time_and_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of an executor whose time is that of tokens squared and whose memory is 100 MiB and one for each token."""
+    monkeypatch.setattr(growth, "RANGES", {"tokens": (10, 20, 40), "depth": (1, 2)})
+    monkeypatch.setattr(growth, "IMAGES", (64, 128))
+    monkeypatch.setattr(growth, "BARE", {**growth.BARE, "tokens": 0})
+    monkeypatch.setattr(growth, "_program", lambda point: point["tokens"])
+    monkeypatch.setattr(growth, "_measure", lambda tokens, *_, **__: (tokens**2, 100.0 + tokens))
+    result = growth.growth(2)
+    assert [len(row) for row in result.rows] == [len(result.columns)] * 7
+    assert [row[3:] for row in result.rows[:3]] == [("", ""), ("", ""), ("2.00", "1.00")]
+    assert result.figures == pytest.approx(
+        {
+            "tokens 10: peak memory, MiB": 110,
+            "tokens 20: peak memory, MiB": 120,
+            "tokens 40: peak memory, MiB": 140,
+            "time against tokens, exponent": 2,
+            "memory against tokens, exponent": 1,
+            "depth 1: peak memory, MiB": 297,
+            "depth 2: peak memory, MiB": 297,
+            "time against depth, exponent": 0,
+            "memory against depth, exponent": 0,
+            "images 64: peak memory, MiB": 297,
+            "images 128: peak memory, MiB": 297,
+        }
+    )
+    assert "above the 100.0 MiB" in result.note
+
+
+def test_memory_does_not_grow_with_the_number_of_images(small_program: Program) -> None:
+    """A process that runs 16 384 images needs at most 8 MiB more than one of 1024; run at once, they take 60."""
+    few, many = (growth._measure(small_program, images, 1, repeated=True)[1] for images in (1024, 16384))
+    assert many < few + 8

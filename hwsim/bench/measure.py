@@ -18,6 +18,8 @@ import numpy as np
 
 # Runs of one fixed computation that lie further apart than this share of the fastest: too noisy to compare.
 NOISY = 0.15
+# Names of figures that are exponents end in this.
+EXPONENT = "exponent"
 
 
 @dataclass(frozen=True)

@@ -10,12 +10,11 @@ from typing import Any
 
 from golden.errors import HwsimError
 from golden.files import write_atomically
-from hwsim.bench.measure import NOISY, Table
+from hwsim.bench.measure import EXPONENT, NOISY, Table
 
 BEGIN, END = "<!-- hwsim bench: begin -->", "<!-- hwsim bench: end -->"
 # A figure that moved by a smaller share, or an exponent by less, is called the same.
 MOVED = 0.1
-EXPONENT = "exponent"
 # What figures depend on: those of other machines are not compared.
 HARDWARE = ("processor", "cores", "instructions")
 
