@@ -166,6 +166,26 @@ def test_the_command_measures_warns_and_writes(tmp_path: Path, monkeypatch: pyte
     assert "changed: rate of a: 2 before, 4 now (+100 %)" in again.output
 
 
+@pytest.mark.parametrize(("noise", "policy"), [(0.01, None), (0.9, "PASSIVE")])
+def test_threads_wait_passively_on_a_busy_machine(
+    noise: float, policy: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There threads that spin would make PyTorch take many times as long, and flatter the simulator."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "")
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setattr("hwsim.bench.measure.noise", lambda: noise)
+    found: list[str | None] = []
+
+    def measure(rounds: int) -> Table:
+        found.append(os.environ.get("OMP_WAIT_POLICY"))
+        return table(1.0)
+
+    monkeypatch.setattr("hwsim.bench.units.units", measure)
+    result = CliRunner().invoke(cli, ["bench", "--part", "units", "--output", str(tmp_path / "speed.json")])
+    assert result.exit_code == 0, result.output
+    assert found == [policy]
+
+
 def test_the_worst_noise_of_a_run_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before the first part and after each: calm, noisy, calm."""
     noises = iter([0.01, 0.3, 0.02])

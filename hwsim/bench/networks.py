@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from golden.errors import HwsimError
+from hwsim.bench import WAITING
 from hwsim.bench.measure import Table, alternate, median_and_spread, ratios
 from hwsim.execute import Executor
 from hwsim.networks import embedded
@@ -53,14 +54,15 @@ def networks(programs: list[Program], batch: int, rounds: int) -> Table:
             figures[f"{full_label}, batch {batch}: {name}, times float"] = ratio
             label = ""
     cores = os.cpu_count()
-    waiting = os.environ.get("OMP_WAIT_POLICY", "not set")
+    policy = os.environ.get(WAITING[0])
+    waiting = "as its users have it" if policy is None else f"with {WAITING[0]}={policy}"
     return Table(
         f"Whole networks, batch {batch}, {cores} threads",
         ("network", "executor", "images/s", "times float", "processor, ms/image", "times float"),
         tuple(rows),
         f"Median of {rounds} rounds, all candidates in turns in each; ± is half the distance of the quartiles. "
         "Processor time is that of all threads, in the fastest round: it tells more than the clock on a machine that "
-        f"others use too. PyTorch's threads wait as its users' do (OMP_WAIT_POLICY is {waiting}), and {PAUSE} s pass "
+        f"others use too. PyTorch's threads wait {waiting}, and {PAUSE} s pass "
         "before every measurement, so that none of them spins in another candidate's time.",
         figures,
     )

@@ -39,7 +39,7 @@ def cli(context: click.Context) -> None:
     network or program, every command works on the embedded network (a ViT for Fashion-MNIST).
     """
     # Threads that spin at barriers cost a busy machine several times the work; torch reads this when it loads. The
-    # benchmark measures PyTorch as its users have it, and our kernels do not use OpenMP.
+    # benchmark decides itself; our kernels do not use OpenMP.
     if context.invoked_subcommand != bench_command.name:
         os.environ.setdefault(*WAITING)
 

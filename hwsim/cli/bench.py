@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -54,12 +55,15 @@ def bench_command(
     Candidates run in turns, and medians and spreads are given, but a busy machine makes them worthless: a warning
     tells. onnxruntime with onnx, and apytypes, are left out where they are not installed.
     """
-    from hwsim.bench import report
+    from hwsim.bench import WAITING, report
     from hwsim.bench.measure import NOISY, machine, noise
 
     last = report.tables_of(output)
     described, spread = machine(), noise()
     _tell_noise(spread, described["load"])
+    if spread > NOISY:
+        # PyTorch's users do not have this, but on a busy machine its spinning threads would take many times as long.
+        os.environ.setdefault(*WAITING)
     tables: list[Table] = []
     for part in parts or _possible():
         result = _measurements(programs, batch, rounds)[part]()
