@@ -10,6 +10,7 @@ import tempfile
 import time
 
 from golden.errors import HwsimError
+from hwsim.bench import WAITING
 from hwsim.bench.measure import Table
 from hwsim.execute.cuda.availability import why_not
 
@@ -59,11 +60,10 @@ def first_call(rounds: int) -> Table:
 
 
 def _seconds(program: str, environment: dict[str, str] | None = None) -> tuple[float, float]:
-    """Seconds of the clock and of the processor."""
+    """Seconds of the clock and of the processor, threads waiting as in our commands."""
+    environment = {**dict([WAITING]), **os.environ, **(environment or {})}
     start, before = time.perf_counter(), os.times()
-    result = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, **(environment or {})}, capture_output=True, text=True
-    )
+    result = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True)
     if result.returncode:
         raise HwsimError(f"a measured command failed: {result.stderr.strip().splitlines()[-1]}")
     after = os.times()

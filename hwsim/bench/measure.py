@@ -18,6 +18,8 @@ import numpy as np
 
 # Runs of one fixed computation that lie further apart than this share of the fastest: too noisy to compare.
 NOISY = 0.15
+# Names of figures that are exponents end in this.
+EXPONENT = "exponent"
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,10 @@ class Table:
     columns : tuple of str
     rows : tuple of tuples
     figures : mapping of str to float
+    machine : mapping
+        Where and when it was measured, as `machine` says; parts leave it to the command.
+    noise : float
+        Of that machine meanwhile, as `noise` says.
     """
 
     title: str
@@ -37,6 +43,8 @@ class Table:
     rows: tuple[tuple[Any, ...], ...]
     note: str = ""
     figures: Mapping[str, float] = field(default_factory=dict)
+    machine: Mapping[str, Any] = field(default_factory=dict)
+    noise: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -47,7 +55,7 @@ class Times:
     processor: list[float] = field(default_factory=list)
 
 
-def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Times]:
+def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int, pause: float = 0.0) -> dict[str, Times]:
     """Times of every candidate in every round; all run once a round, in turns forwards and backwards.
 
     Parameters
@@ -55,10 +63,13 @@ def alternate(candidates: Mapping[str, Callable[[], object]], rounds: int) -> di
     candidates : mapping of str to callable
     rounds : int
         Beside one that warms up and is not counted.
+    pause : float
+        Seconds before every run, in which threads of the one before that still spin fall asleep.
     """
     times = {name: Times() for name in candidates}
     for count in range(rounds + 1):
         for name in list(candidates)[:: 1 if count % 2 else -1]:
+            time.sleep(pause)
             start, used = time.perf_counter(), time.process_time()
             candidates[name]()
             if count:

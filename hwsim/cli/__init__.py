@@ -9,6 +9,7 @@ import click
 
 from golden import __version__
 from golden.errors import HwsimError
+from hwsim.bench import WAITING
 from hwsim.cli.bench import bench_command
 from hwsim.cli.bitstream import bitstream_command
 from hwsim.cli.calibrate import audit_command, calibrate_command
@@ -29,13 +30,18 @@ from hwsim.cli.verify import bulk_command, coverage_command, mutate_command
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(__version__, prog_name="hwsim")
-def cli() -> None:
+@click.pass_context
+def cli(context: click.Context) -> None:
     """Bit-accurate simulation and RTL co-design of fully quantized Vision Transformers.
 
     A float network is calibrated to an integer program; the program runs bit-accurately, its
     units become Verilog, and cosimulation shows that both compute the same bits. Without a
     network or program, every command works on the embedded network (a ViT for Fashion-MNIST).
     """
+    # Threads that spin at barriers cost a busy machine several times the work; torch reads this when it loads. The
+    # benchmark decides itself; our kernels do not use OpenMP.
+    if context.invoked_subcommand != bench_command.name:
+        os.environ.setdefault(*WAITING)
 
 
 for command in (
@@ -68,8 +74,6 @@ for command in (
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one line and status 2 for bad input, 130 for an interrupt."""
-    # Threads that spin at barriers cost a busy machine several times the work; torch reads this when it loads.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         cli.main(args=arguments, prog_name="hwsim", standalone_mode=False)
     except HwsimError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +16,7 @@ from hwsim.cli.source import BUILD, open_program
 if TYPE_CHECKING:
     from hwsim.bench.measure import Table
     from hwsim.program import Program
+    from hwsim.quantize.recipe import Recipe
 
 PARTS = ("networks", "gpu", "units", "growth", "first-call")
 
@@ -31,7 +34,8 @@ PARTS = ("networks", "gpu", "units", "growth", "first-call")
     "programs",
     multiple=True,
     type=click.Path(path_type=Path),
-    help="Programs of networks and gpu.  [default: the embedded network and DeiT-Tiny with random weights, both 8/8/4]",
+    help="Programs of networks and gpu.  [default: the embedded network at 8/8/4, and DeiT-Tiny with random weights at "
+    "8/8/4 (FQ-ViT) and 4/4/4 (AdaLog)]",
 )
 @click.option("--batch", default=32, show_default=True, type=click.IntRange(1), help="Images a batch.")
 @click.option("--rounds", default=9, show_default=True, type=click.IntRange(2), help="Rounds of every measurement.")
@@ -51,31 +55,44 @@ def bench_command(
     Candidates run in turns, and medians and spreads are given, but a busy machine makes them worthless: a warning
     tells. onnxruntime with onnx, and apytypes, are left out where they are not installed.
     """
-    from hwsim.bench import report
+    from hwsim.bench import WAITING, report
     from hwsim.bench.measure import NOISY, machine, noise
 
-    last = report.load(output)
+    last = report.tables_of(output)
     described, spread = machine(), noise()
+    _tell_noise(spread, described["load"])
     if spread > NOISY:
-        click.echo(
-            f"hwsim: the machine is too noisy to tell: runs of one fixed computation lie {100 * spread:.0f} % apart "
-            f"(load {described['load']}); measure again when it is idle",
-            err=True,
-        )
-    tables = []
+        # PyTorch's users do not have this, but on a busy machine its spinning threads would take many times as long.
+        os.environ.setdefault(*WAITING)
+    tables: list[Table] = []
     for part in parts or _possible():
         result = _measurements(programs, batch, rounds)[part]()
         table(result.columns, result.rows, title=result.title)
-        tables.append(result)
+        worst = max(spread, noise())
+        if spread <= NOISY:
+            _tell_noise(worst)
+        spread = worst
+        tables = [replace(entry, machine=described, noise=spread) for entry in (*tables, result)]
         # What is measured is kept, whatever happens to the next part.
-        report.save(output, tables, described, spread)
+        report.save(output, tables)
     for line in report.changes(tables, last):
-        click.echo(f"changed: {line}")
-    text = report.markdown(report.tables_of(output), described, spread)
+        click.echo(line)
+    text = report.markdown(report.tables_of(output), tables[-1])
     output.with_suffix(".md").write_text(text)
     if page is not None:
         report.replace_section(page, text)
     click.echo(f"results: {output}, {output.with_suffix('.md')}")
+
+
+def _tell_noise(spread: float, load: float | None = None) -> None:
+    from hwsim.bench.measure import NOISY
+
+    if spread > NOISY:
+        click.echo(
+            f"hwsim: the machine is too noisy to tell: runs of one fixed computation lie {100 * spread:.0f} % apart"
+            f"{'' if load is None else f' (load {load})'}; measure again when it is idle",
+            err=True,
+        )
 
 
 def _possible() -> tuple[str, ...]:
@@ -97,7 +114,7 @@ def _measurements(programs: tuple[Path, ...], batch: int, rounds: int) -> dict[s
     from hwsim.bench.units import units
 
     def chosen() -> list[Program]:
-        return [open_program(path) for path in programs] or [open_program(None), _deit_tiny()]
+        return [open_program(path) for path in programs] or _default_programs()
 
     return {
         "networks": lambda: networks(chosen(), batch, rounds),
@@ -108,8 +125,23 @@ def _measurements(programs: tuple[Path, ...], batch: int, rounds: int) -> dict[s
     }
 
 
-def _deit_tiny() -> Program:
-    """DeiT-Tiny with random weights, kept under build/: the time does not depend on them."""
+def _default_programs() -> list[Program]:
+    from hwsim.quantize.recipe import fq_vit
+
+    return [open_program(None), _deit_tiny(fq_vit(calibration_batch=8)), _deit_tiny(_short_adalog())]
+
+
+def _short_adalog() -> Recipe:
+    """AdaLog at 4/4/4 by a search of seconds: the time of a program does not depend on how good its scales are."""
+    from hwsim.quantize.adalog import adalog
+    from hwsim.quantize.search.settings import PairSearch
+
+    search = PairSearch("alternating", candidates=16, rounds=1, values=1 << 14)
+    return replace(adalog(calibration_batch=2), name="adalog 4/4/4 short search", search=search)
+
+
+def _deit_tiny(recipe: Recipe) -> Program:
+    """DeiT-Tiny with random weights, on a batch of noise, kept under build/: the time does not depend on them."""
     import numpy as np
 
     from hwsim.identity import code_digest
@@ -117,12 +149,14 @@ def _deit_tiny() -> Program:
     from hwsim.program import load_program, save_program
     from hwsim.quantize.calibrate import calibrate
     from hwsim.quantize.lowering import lower
-    from hwsim.quantize.recipe import fq_vit
 
     name = "deit_tiny_patch16_224"
-    path = BUILD / "programs" / f"{name}-random-fq-vit-8-8-4-{code_digest()}.safetensors"
+    path = BUILD / "programs" / f"{name}-random-{recipe.file_name}-{code_digest()}.safetensors"
     if not path.exists():
+        click.echo(f"calibrating {name} with random weights ({recipe.name}), kept as {path}", err=True)
         graph = load_network(name, random_weights=0)
-        images = np.random.default_rng(0).integers(0, 256, (8, *graph.image_size), dtype=np.uint8)
-        save_program(lower(calibrate(graph, images, fq_vit(calibration_batch=8))), path)
+        images = np.random.default_rng(0).integers(
+            0, 256, (recipe.calibration_batch, *graph.image_size), dtype=np.uint8
+        )
+        save_program(lower(calibrate(graph, images, recipe)), path)
     return load_program(path)
