@@ -8,13 +8,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from conftest import quick
 from golden.errors import HwsimError
 from hwsim.cli import main
 from hwsim.data import ImageSet
 from hwsim.networks.graph import FloatGraph
+from hwsim.quantize.adalog import adalog, repq_vit
+from hwsim.quantize.ptq4vit import base_ptq
 from hwsim.quantize.quantizers.twin import TwinSoftmax
 from hwsim.quantize.recipe import Recipe, fq_vit, fq_vit_table
-from hwsim.tables import ResultTable, markdown
+from hwsim.tables import Progress, ResultTable, markdown
 
 
 def quiet(label: str, total: int):  # type: ignore[no-untyped-def]
@@ -39,6 +42,37 @@ def test_a_row_is_measured_once(small_graph: FloatGraph, small_images: np.ndarra
     other = new_table(small_graph, small_images, tmp_path).row("first", fq_vit("8/8/8", calibration_batch=8), quiet)
     assert other.recipe != row.recipe
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage"),
+    [
+        (fq_vit("8/8/8", calibration_batch=4), ("row: calibrating", [4, 4])),
+        (base_ptq("8/8/8"), ("row: searching layers", [1] * 14)),
+        (repq_vit("8/8/8"), ("row: searching layers", [1] * 14)),
+        (quick(adalog("8/8/8")), ("row: searching layers", [1] * 14)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Recipe) else "",
+)
+def test_every_stage_tells_its_progress(
+    recipe: Recipe, stage: tuple[str, list[int]], small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path
+) -> None:
+    """Of a search by layers, which take the time: here two blocks of six products, and two more."""
+    seen: list[tuple[str, int, list[int]]] = []
+
+    def begin(label: str, total: int) -> Progress:
+        seen.append((label, total, []))
+        return seen[-1][2].append
+
+    new_table(small_graph, small_images, tmp_path).row("row", recipe, begin)
+    assert [(label, total) for label, total, _ in seen] == [
+        ("float", 24),
+        (stage[0], sum(stage[1])),
+        ("row: fake-quantized", 24),
+        ("row: integer", 24),
+    ]
+    assert all(sum(done) == total for _, total, done in seen)
+    assert seen[1][2] == stage[1]
 
 
 def test_a_recipe_without_a_program_says_why(small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path) -> None:
