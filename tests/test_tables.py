@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
@@ -15,8 +16,12 @@ from hwsim.data import ImageSet
 from hwsim.networks.graph import FloatGraph
 from hwsim.quantize.adalog import adalog, repq_vit
 from hwsim.quantize.ptq4vit import base_ptq
+from hwsim.quantize.quantizers.log2 import Log2
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.twin import TwinSoftmax
-from hwsim.quantize.recipe import Recipe, fq_vit, fq_vit_table
+from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.recipe import UNIFORM_ROLES, Recipe, fq_vit, fq_vit_table
+from hwsim.quantize.weights import SymmetricWeights
 from hwsim.tables import Progress, ResultTable, markdown
 
 
@@ -103,9 +108,25 @@ def test_unlabelled_images_are_refused(small_graph: FloatGraph, small_images: np
 
 
 def test_rows_of_the_published_table() -> None:
+    """What a label says: observer, power-of-two scales and attention."""
+    ranges = {"MinMax": "minmax", "EMA": "ema", "Percentile": "percentile", "OMSE": "omse"}
+    parts = {
+        " 8/8/8": (False, False),
+        " w/ PTS 8/8/8": (True, False),
+        " w/ PTS, LIS 8/8/4": (True, True),
+        " w/ LIS 8/8/4": (False, True),
+    }
     rows = fq_vit_table(10)
-    assert len(rows) == 16 and all(recipe.calibration_batch == 10 for recipe in rows.values())
+    assert list(rows) == [label + part for label in ranges for part in parts]
     assert len({recipe.name for recipe in rows.values()}) == 16
+    for (label, observer), (part, (pts, lis)) in itertools.product(ranges.items(), parts.items()):
+        recipe = rows[label + part]
+        uniform = Uniform(8, observer)
+        assert recipe.points["residual"] == (PowerOfTwo(8) if pts else uniform)
+        assert recipe.points["attention"] == (Log2(4) if lis else uniform)
+        assert all(recipe.points[role] == uniform for role in UNIFORM_ROLES)
+        assert recipe.weights == SymmetricWeights(8)
+        assert recipe.calibration_batch == 10
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
