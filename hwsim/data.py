@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"}
 _WNID = re.compile(r"n\d{8}")
+IMAGENET_CLASSES = 1000
 # Larger sets live in a temporary file that the system maps, so that memory does not bound them.
 _LARGEST_IN_MEMORY = 1 << 30
 
@@ -70,7 +71,18 @@ def imagenet_index() -> dict[str, int]:
 
 
 def _class_indices(folder: Path, names: list[str], classes: int) -> dict[str, int]:
-    if all(_WNID.fullmatch(name) for name in names):
+    wnids = [name for name in names if _WNID.fullmatch(name)]
+    if wnids and len(wnids) < len(names):
+        other = next(name for name in names if name not in wnids)
+        raise HwsimError(
+            f"{folder}: {wnids[0]} is a wnid and {other} is not; name all class folders alike, or remove {other}"
+        )
+    if wnids:
+        if classes != IMAGENET_CLASSES:
+            raise HwsimError(
+                f"{folder}: its class folders are ImageNet-1k wnids, and the network has {classes} classes; "
+                "name them by class number"
+            )
         index = imagenet_index()
         unknown = [name for name in names if name not in index]
         if unknown:
@@ -128,7 +140,8 @@ def find_images(path: Path, *, part: str = "test", limit: int | None = None) -> 
     ----------
     path : Path
         A folder of images, in class folders (``folder/class/image``) or not (``folder/image``, no labels). Class
-        folders are ImageNet wnids (all or some), class numbers, or one name for each class in sorted order.
+        folders are ImageNet wnids (all or some, for a network of 1000 classes), class numbers, or one name for each
+        class in sorted order.
         Else what `hwsim.image_arrays.find_arrays` reads: IDX files, CIFAR batches, ``.npz``.
     part : {"train", "test"}
         Of a set that holds both.
@@ -186,6 +199,9 @@ def _folder_source(folder: Path, limit: int | None) -> ImageSource:
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
     if not paths:
         raise HwsimError(f"{folder}: no images in it ({', '.join(sorted(SUFFIXES))}); give a folder of images")
+    # All of them tell what the classes are, also where few are taken.
+    names = sorted({path.parent.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+    loose = next((path for path in paths if path.parent == folder), None)
     paths = [paths[index] for index in _spread(len(paths), limit)]
 
     def open_image(index: int, mode: str) -> Image:
@@ -198,13 +214,11 @@ def _folder_source(folder: Path, limit: int | None) -> ImageSource:
             raise HwsimError(f"{paths[index]}: not a readable image ({error}); remove or replace it") from None
 
     def labels(classes: int) -> np.ndarray | None:
-        names = sorted({path.parent.relative_to(folder).parts[0] for path in paths if path.parent != folder})
         if not names:
             return None
         indices = _class_indices(folder, names, classes)
-        loose = [path for path in paths if path.parent == folder]
-        if loose:
-            raise HwsimError(f"{loose[0]}: an image beside class folders; put it into one")
+        if loose is not None:
+            raise HwsimError(f"{loose}: an image beside class folders; put it into one")
         return np.array([indices[path.parent.relative_to(folder).parts[0]] for path in paths], dtype=np.int64)
 
     return ImageSource(folder, len(paths), open_image, labels, ready=False, files=tuple(paths))

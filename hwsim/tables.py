@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from hwsim.quantize.calibrate import Calibration
 
-# Called with the number of images that a stage has done.
+# Called with the number of images, layers or iterations that a stage has done.
 Progress = Callable[[int], None]
 
 
@@ -124,7 +124,8 @@ class ResultTable:
         label : str
         recipe : Recipe
         progress : callable
-            Given the name and the number of images of a stage, gives what to call as they are done.
+            Given the name and the number of images, layers or iterations of a stage, gives what to call as they are
+            done.
         """
         path = self._path(recipe)
         if path.is_file():
@@ -180,12 +181,16 @@ class ResultTable:
     ) -> tuple[Calibration, float]:
         """The calibrated network and the seconds it took; rows that differ in the reconstruction share a search."""
         from hwsim.quantize.calibrate import calibrate
+        from hwsim.quantize.search.run import searched_nodes
 
         searched = replace(recipe, name="", reconstruct=None)
         if self._searched is None or self._searched[0] != repr(searched):
-            done = progress(f"{label}: calibrating", len(self.calibration[: recipe.search_images or None]))
             start = time.perf_counter()
-            calibration = calibrate(self.graph, self.calibration, searched, device=self.device, progress=done)
+            if recipe.search is None:
+                stage = {"progress": progress(f"{label}: calibrating", len(self.calibration))}
+            else:  # its layers take nearly all of the time
+                stage = {"layers": progress(f"{label}: searching layers", len(searched_nodes(self.graph)))}
+            calibration = calibrate(self.graph, self.calibration, searched, device=self.device, **stage)
             self._searched = repr(searched), calibration, time.perf_counter() - start
         _, calibration, seconds = self._searched
         calibration = replace(calibration, recipe=recipe)

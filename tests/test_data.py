@@ -60,6 +60,60 @@ def write_classes(folder: Path) -> Path:
     return folder
 
 
+NAMES = ["bird", "car", "cat", "deer", "dog", "frog", "horse", "plane", "ship", "truck"]
+
+
+def write_folders(folder: Path, names: list[str], each: int = 3) -> Path:
+    for index in range(each * len(names)):
+        path = folder / names[index // each] / f"{index % each}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(PIXELS[index % len(PIXELS)]).save(path)
+    return folder
+
+
+def labels_of(folder: Path, classes: int, limit: int | None = None) -> list[int]:
+    labels = load(folder, classes=classes, limit=limit).labels
+    assert labels is not None
+    return labels.tolist()
+
+
+def test_a_limit_leaves_the_labels_of_named_folders(tmp_path: Path) -> None:
+    """Classes are counted in the whole folder, not among the images that are taken."""
+    write_folders(tmp_path, NAMES)
+    assert labels_of(tmp_path, 10) == np.repeat(range(10), 3).tolist()
+    assert labels_of(tmp_path, 10, limit=5) == [0, 2, 4, 6, 8]
+    with pytest.raises(HwsimError, match="10 class folders for a network of 7 classes"):
+        labels_of(tmp_path, 7, limit=5)
+
+
+def test_a_limit_hides_no_unknown_folder(tmp_path: Path) -> None:
+    write_folders(tmp_path, ["n01440764", "n99999999"])
+    with pytest.raises(HwsimError, match="n99999999 is not an ImageNet-1k wnid"):
+        labels_of(tmp_path, 1000, limit=1)
+    (tmp_path / "n99999999").rename(tmp_path / "n01443537")
+    assert labels_of(tmp_path, 1000, limit=1) == [0]
+    Image.fromarray(PIXELS[0]).save(tmp_path / "z.png")
+    with pytest.raises(HwsimError, match=r"z\.png: an image beside class folders"):
+        labels_of(tmp_path, 1000, limit=1)
+
+
+@pytest.mark.parametrize("classes", [2, 10, 21843])
+def test_wnids_are_for_networks_of_1000_classes(classes: int, tmp_path: Path) -> None:
+    write_folders(tmp_path, ["n01440764", "n01443537"])
+    assert labels_of(tmp_path, 1000) == [0, 0, 0, 1, 1, 1]
+    with pytest.raises(HwsimError, match=f"are ImageNet-1k wnids, and the network has {classes} classes"):
+        labels_of(tmp_path, classes)
+
+
+@pytest.mark.parametrize("classes", [3, 1000])
+def test_wnids_beside_other_names_are_refused(classes: int, tmp_path: Path) -> None:
+    """With as many folders as classes they would be labels 0, 1, 2 by their order."""
+    write_folders(tmp_path, ["n01440764", "n01443537", "extra"])
+    with pytest.raises(HwsimError, match="n01440764 is a wnid and extra is not"):
+        labels_of(tmp_path, classes)
+    assert load(tmp_path, classes=None).labels is None  # calibration
+
+
 @pytest.mark.parametrize("write", [write_npz, write_cifar_binary, write_cifar_python])
 def test_arrays_are_read_whole(write: Callable[[Path], Path], tmp_path: Path) -> None:
     seen: list[int] = []

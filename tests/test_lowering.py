@@ -167,17 +167,47 @@ def test_saturating_accumulators_reach_the_program(small_graph: FloatGraph, smal
         quantize_small(small_graph, small_images, "8/8/4", lowering=Lowering(accumulator_bits=14))
 
 
-def test_dead_and_constant_channels(small_images: np.ndarray) -> None:
-    """A zero weight row, a zero gamma and an all-equal token row go through."""
+@pytest.mark.parametrize("pts", [True, False])
+def test_dead_and_constant_channels(pts: bool, small_images: np.ndarray) -> None:
+    """A zero weight row, a zero gamma and a token that is 0 everywhere: bias and beta come through, in both."""
     model = small_model()
     with torch.no_grad():
         model.blocks[0].attn.proj.weight[3] = 0
         model.blocks[0].norm2.weight[5] = 0
         model.blocks[1].mlp.fc2.weight.zero_()
+        model.cls_token.zero_()
+        model.pos_embed[:, 0] = 0
     graph = vision_transformer_graph(model, "dead", mean=(0.5,) * 3, std=(0.5,) * 3)
-    program = lower(calibrate(graph, small_images, fq_vit("8/8/4", calibration_batch=8)))
-    fast, slow = (Executor(program, backend).predict(small_images) for backend in ("numba", "reference"))
-    assert np.array_equal(fast, slow)
+    calibration = calibrate(graph, small_images, fq_vit("8/8/4", pts=pts, calibration_batch=8))
+    program = lower(calibration)
+    fast, slow = (Executor(program, backend).run(small_images, keep=None)[1] for backend in ("numba", "reference"))
+    assert all(np.array_equal(fast[name], slow[name]) for name in slow)
+    fake: dict[str, np.ndarray] = {}
+    FakeQuantNetwork(calibration).run(small_images, fake)
+
+    residual = calibration.grids["pos_add"]
+    zero = residual.codes(torch.zeros(1, 24)).numpy()[0]
+    assert np.array_equal(slow["pos_add"][:, 0], np.broadcast_to(zero, (24, 24)))
+    assert len(np.unique(zero)) == 1  # so that the spread D of this token is 0
+
+    everything = slice(None)
+    for point, place in {
+        "blocks.0.norm1": (everything, 0, everything),
+        "blocks.0.attn.proj": (everything, everything, 3),
+        "blocks.0.norm2": (everything, everything, 5),
+        "blocks.1.mlp.fc2": (everything, everything, everything),
+    }.items():
+        bias = graph[point].parameters["bias"][place[-1]]
+        grid = calibration.uniform_grid(point)
+        expected = np.broadcast_to(grid.codes(torch.from_numpy(np.array(bias))).numpy(), fake[point][place].shape)
+        assert np.array_equal(fake[point][place], expected), point
+        if graph[point].operation == "layernorm":
+            # Beta is rounded twice: to the bits behind its point, and with the result.
+            fraction = int(program[point].constants["fraction_bits"])
+            beta = np.rint(np.ldexp(np.float64(bias) / grid.scale + grid.zero_point, fraction))
+            expected = np.broadcast_to(np.rint(np.ldexp(beta, -fraction)), expected.shape)
+            assert (expected == fake[point][place]).mean() > 0.9
+        assert np.array_equal(slow[point][place], expected), point
 
 
 def test_fake_quant_values_lie_on_the_grids(quantized: tuple[Calibration, Program], small_images: np.ndarray) -> None:

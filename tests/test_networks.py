@@ -16,6 +16,7 @@ from hwsim.networks.interpret import FLOAT_OPERATIONS, Interpreter, evaluate
 from hwsim.networks.load import float_graph, load_network
 
 torch = pytest.importorskip("torch")
+layers = pytest.importorskip("timm.layers")
 MEAN_STD: dict[str, tuple[float, ...]] = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
 # Name, parameters in millions, (tokens, channels) of the last block, heads there; Table 5 of the AugReg paper
@@ -156,6 +157,79 @@ def test_a_swin_with_a_foreign_module_is_refused() -> None:
     model = small_swin()
     model.layers[0].blocks[1].mlp.act = torch.nn.GELU(approximate="tanh")
     with pytest.raises(HwsimError, match=r"odd: block layers\.0\.blocks\.1\.mlp\.act is an approximate GELU"):
+        float_graph(model, "odd", **MEAN_STD)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: small_model(img_size=18), r"patch_embed is one of images of 18x18 that patches of 4x4 do not fill"),
+        (lambda: small_model(img_size=18, dynamic_img_pad=True), r"patch_embed is one of images of 18x18 that patches"),
+        (lambda: small_swin(img_size=(17, 16)), r"patch_embed is one of images of 17x16 that patches of 2x2 do not"),
+        (lambda: small_model(pos_embed="none"), r"pos_embed is missing"),
+        (lambda: small_model(mlp_layer=layers.SwiGLU), r"blocks\.0\.mlp is a SwiGLU"),
+        (lambda: small_model(mlp_layer=layers.GluMlp, act_layer=torch.nn.GELU), r"blocks\.0\.mlp is a GluMlp"),
+        (lambda: small_model(mlp_layer=layers.GatedMlp), r"blocks\.0\.mlp is a GatedMlp"),
+    ],
+)
+def test_unknown_blocks_of_timm_are_named(make: Any, message: str) -> None:
+    with pytest.raises(HwsimError, match=f"odd: block {message}"):
+        float_graph(make(), "odd", **MEAN_STD)
+
+
+@pytest.mark.parametrize("make", [small_model, small_swin])
+def test_a_foreign_patch_embedding_is_refused(make: Any) -> None:
+    model = make()
+    model.patch_embed = torch.nn.Conv2d(3, 24, 4, 4)
+    with pytest.raises(HwsimError, match="odd: block patch_embed is a Conv2d"):
+        float_graph(model, "odd", **MEAN_STD)
+
+
+def test_gated_attention_is_refused() -> None:
+    """Its gate would be left out without a trace: every layer that is read has the right shape."""
+    model = small_model()
+    model.blocks[1].attn = layers.Attention(24, num_heads=2, qkv_bias=True, gated=True)
+    with pytest.raises(HwsimError, match=r"odd: block blocks\.1\.attn\.gate is a Linear"):
+        float_graph(model, "odd", **MEAN_STD)
+
+
+def test_hybrid_networks_are_refused() -> None:
+    """A convolutional network in front of the patches; on the meta device, the smallest of timm's fourteen."""
+    import timm
+
+    with torch.device("meta"):
+        model = timm.create_model("vit_tiny_r_s16_p8_224")
+    with pytest.raises(HwsimError, match="hybrid: block patch_embed is a HybridEmbed"):
+        float_graph(model, "hybrid", **MEAN_STD)
+
+
+def narrow(module: Any, rows: int) -> None:
+    """Keep the first rows of a module's weight and bias."""
+    for name in ("weight", "bias"):
+        setattr(module, name, torch.nn.Parameter(getattr(module, name).detach()[:rows]))
+
+
+def test_shapes_that_do_not_fit_are_refused_by_node() -> None:
+    """What the modules' classes do not tell."""
+    model = small_model()
+    narrow(model.blocks[1].mlp.fc1, 47)
+    with pytest.raises(HwsimError, match=r"odd: blocks\.1\.mlp\.fc2: 47 features for a linear layer of 48"):
+        float_graph(model, "odd", **MEAN_STD)
+    model = small_model()
+    narrow(model.blocks[0].norm2, 23)
+    with pytest.raises(HwsimError, match=r"odd: blocks\.0\.norm2: 24 channels for a norm of 23"):
+        float_graph(model, "odd", **MEAN_STD)
+    model = small_model()
+    narrow(model.blocks[0].attn.proj, 20)
+    with pytest.raises(HwsimError, match=r"odd: blocks\.0\.add1: a sum of values of shapes \(17, 24\) and \(17, 20\)"):
+        float_graph(model, "odd", **MEAN_STD)
+    model = small_swin()
+    attention = model.layers[0].blocks[1].attn
+    attention.relative_position_bias_table = torch.nn.Parameter(torch.zeros(25, 2))
+    message = (
+        r"odd: layers\.0\.blocks\.1\.attn\.biased: scores of shape \(4, 2, 16, 16\) and a table of \(25, 2\) in windows"
+    )
+    with pytest.raises(HwsimError, match=message):
         float_graph(model, "odd", **MEAN_STD)
 
 

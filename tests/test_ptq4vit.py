@@ -5,28 +5,33 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
+from conftest import small_model
 from golden.errors import HwsimError
+from golden.published import twin_gelu, twin_softmax
 from hwsim.audit import audit
 from hwsim.execute import Executor
 from hwsim.networks.embedded import load_calibration_set
 from hwsim.networks.graph import FloatGraph
 from hwsim.networks.interpret import Interpreter
 from hwsim.networks.load import load_network
+from hwsim.networks.vision_transformer import vision_transformer_graph
 from hwsim.program import save_program
 from hwsim.quantize.calibrate import Calibration, calibrate
 from hwsim.quantize.lowering import lower
 from hwsim.quantize.ptq4vit import base_ptq, ptq4vit, ptq4vit_table
-from hwsim.quantize.quantizers.twin import TwinGeluGrid, TwinSoftmaxGrid
-from hwsim.quantize.quantizers.uniform import HeadGrid, UniformGrid
+from hwsim.quantize.quantizers.twin import ReleasedTwinSoftmaxGrid, TwinGelu, TwinGeluGrid, TwinSoftmax, TwinSoftmaxGrid
+from hwsim.quantize.quantizers.uniform import HeadGrid, Uniform, UniformGrid
 from hwsim.quantize.recipe import Recipe
-from hwsim.quantize.search.record import divergence_loss, drawn_class_loss, record
+from hwsim.quantize.search.record import Record, divergence_loss, drawn_class_loss, record
 from hwsim.quantize.search.run import searched_nodes
 from hwsim.quantize.search.settings import ScaleSearch
+from hwsim.quantize.weights import SymmetricWeights
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +101,7 @@ def test_linear_scales_are_those_of_a_plain_search(
 
 
 def test_split_is_searched_with_quantized_values(small_graph: FloatGraph, small_images: np.ndarray) -> None:
-    """First turn of attention times values, in NumPy; the released search leaves the values in float."""
+    """First turn of attention times values, in NumPy."""
     values = float_values(small_graph, small_images)
     attention, value = values["blocks.1.attn.softmax"], values["blocks.1.attn.v"]
     half = 4
@@ -113,6 +118,92 @@ def test_split_is_searched_with_quantized_values(small_graph: FloatGraph, small_
     assert grid.shift == int(np.argmin(errors))
 
 
+@pytest.fixture(scope="module")
+def sharp_graph() -> FloatGraph:
+    """The small network with larger scores: rows of its attention have a few large entries, as trained ones do."""
+    model = small_model()
+    with torch.no_grad():
+        for block in model.blocks:
+            block.attn.qkv.weight[:48] *= 2.5
+    return vision_transformer_graph(model, "sharp", mean=(0.52, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+def test_released_split_is_searched_with_values_in_float(sharp_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """Quantized values would make another one best."""
+    images = small_images[:8]
+    values = float_values(sharp_graph, images)
+    attention, value = values["blocks.1.attn.softmax"], values["blocks.1.attn.v"]
+    step = np.abs(value).max(axis=(0, 2, 3), keepdims=True) / 1.5
+    best = {}
+    for name, used in (("float", value), ("quantized", symmetric(value, step, 2))):
+        errors = []
+        for split in range(20):
+            twin = twin_softmax(attention.ravel(), 4, split, as_released=True).reshape(attention.shape)
+            errors.append(((twin @ used - values["blocks.1.attn.context"]) ** 2).sum())
+        best[name] = int(np.argmin(errors))
+    assert best["float"] != best["quantized"]
+    recipe = few_candidates(ptq4vit("2/2/4", metric="mse", as_released=True), rounds=1)
+    grid = calibrate(sharp_graph, images, recipe).grids["blocks.1.attn.softmax"]
+    assert isinstance(grid, ReleasedTwinSoftmaxGrid)
+    assert grid.shift == best["float"]
+
+
+def test_released_step_behind_gelu_is_free(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """A multiple of the first step, as a plain search of the second linear layer finds it; no power of two."""
+    recipe = few_candidates(ptq4vit("4/4/4", metric="mse", as_released=True), rounds=1)
+    assert isinstance(recipe.search, ScaleSearch)
+    calibration = calibrate(small_graph, small_images, recipe)
+    values = float_values(small_graph, small_images)
+    for block in range(2):
+        node = small_graph[f"blocks.{block}.mlp.fc2"]
+        x, expected = values[f"blocks.{block}.mlp.gelu"], values[node.name]
+        weight, bias = (node.parameters[name].astype(np.float64) for name in ("weight", "bias"))
+        first_x, first_w = x.max() / 7.5, np.abs(weight).max() / 7.5
+
+        def twin(step: float, x: np.ndarray = x) -> np.ndarray:
+            return twin_gelu(x.ravel(), 4, step).reshape(x.shape)
+
+        def best(outputs: list[np.ndarray], expected: np.ndarray = expected) -> float:
+            assert isinstance(recipe.search, ScaleSearch)
+            return recipe.search.factors[int(np.argmin([((output - expected) ** 2).sum() for output in outputs]))]
+
+        factors = recipe.search.factors
+        chosen_w = first_w * best([twin(first_x) @ symmetric(weight, first_w * f, 4).T + bias for f in factors])
+        quantized = symmetric(weight, chosen_w, 4).T
+        chosen_x = first_x * best([twin(first_x * f) @ quantized + bias for f in factors])
+        grid = calibration.grids[f"blocks.{block}.mlp.gelu"]
+        assert isinstance(grid, TwinGeluGrid)
+        assert grid.positive == pytest.approx(chosen_x, rel=1e-6)
+        assert calibration.weights[node.name].scale == pytest.approx(chosen_w, rel=1e-6)
+        assert np.frexp(grid.positive / grid.negative)[0] != 0.5
+        with pytest.raises(HwsimError, match="do not differ by a power of two"):
+            _ = grid.shift
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+def test_baseline_attention_has_a_step_a_head_as_released(
+    as_released: bool, sharp_graph: FloatGraph, small_images: np.ndarray
+) -> None:
+    """In NumPy: attention first, with quantized values; without --as-released one step for all heads."""
+    images = small_images[:8]
+    recipe = few_candidates(base_ptq("4/4/4", metric="mse", as_released=as_released))
+    assert isinstance(recipe.search, ScaleSearch)
+    values = float_values(sharp_graph, images)
+    attention, value = values["blocks.0.attn.softmax"], values["blocks.0.attn.v"]
+    step = np.abs(value).max(axis=(0, 2, 3), keepdims=True) / 7.5
+    first = np.abs(attention).max(axis=(0, 2, 3) if as_released else None, keepdims=True) / 7.5
+    errors = []
+    for factor in recipe.search.factors:
+        output = symmetric(attention, first * factor, 4) @ symmetric(value, step, 4)
+        squares = ((output - values["blocks.0.attn.context"]) ** 2).sum(axis=(0, 2, 3))
+        errors.append(squares if as_released else squares.sum(keepdims=True))
+    expected = first.ravel() * np.array(recipe.search.factors)[np.argmin(errors, axis=0)]
+    grid = calibrate(sharp_graph, images, recipe).grids["blocks.0.attn.softmax"]
+    assert isinstance(grid, HeadGrid if as_released else UniformGrid)
+    np.testing.assert_allclose(np.ravel(grid.scale), expected, rtol=1e-6)
+    assert len(set(expected)) == (2 if as_released else 1)
+
+
 def test_gradients_carry_signal_where_the_released_ones_are_noise(
     small_graph: FloatGraph, small_images: np.ndarray
 ) -> None:
@@ -127,6 +218,25 @@ def test_gradients_carry_signal_where_the_released_ones_are_noise(
         assert noise is not None
         assert signal.abs().max() > 1e-3, node.name
         assert noise.abs().max() < 1e-5, node.name
+
+
+@pytest.mark.parametrize("as_released", [False, True])
+def test_search_takes_the_gradients_of_its_kind(
+    as_released: bool, small_graph: FloatGraph, small_images: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    largest: list[float] = []
+
+    def watched(*arguments: Any, **options: Any) -> dict[str, Record]:
+        found = record(*arguments, **options)
+        largest.extend(float(r.gradient.abs().max()) for r in found.values() if r.gradient is not None)
+        return found
+
+    monkeypatch.setattr("hwsim.quantize.search.run.record", watched)
+    recipe = ptq4vit("6/6/6", as_released=as_released, rounds=1)
+    recipe = dataclasses.replace(recipe, search=dataclasses.replace(recipe.search, candidates=1))  # type: ignore[type-var]
+    calibrate(small_graph, small_images[:8], recipe)
+    assert len(largest) == len(searched_nodes(small_graph))
+    assert max(largest) < 1e-5 if as_released else min(largest) > 1e-3
 
 
 def test_drawn_classes_follow_the_predictions() -> None:
@@ -276,7 +386,27 @@ def test_settings_are_checked(values: dict[str, object], message: str) -> None:
         ScaleSearch(**values)  # type: ignore[arg-type]
 
 
-def test_table_has_every_part_on_and_off() -> None:
-    rows = ptq4vit_table()
-    assert len(rows) == 18
+@pytest.mark.parametrize("as_released", [False, True])
+def test_table_has_every_part_on_and_off(as_released: bool) -> None:
+    """What a label says: metric, rounds and first factor of the search, quantizers behind softmax and GELU."""
+    parts = {
+        "BasePTQ": ("cosine", 1, 0.5, False, False),
+        "Hessian": ("hessian", 3, 0.01, False, False),
+        "Hessian, softmax twin": ("hessian", 3, 0.01, True, False),
+        "Hessian, GELU twin": ("hessian", 3, 0.01, False, True),
+        "softmax twin, GELU twin": ("cosine", 3, 0.01, True, True),
+        "PTQ4ViT": ("hessian", 3, 0.01, True, True),
+    }
+    rows = ptq4vit_table(16, as_released=as_released)
+    assert list(rows) == [f"{label} {width}/{width}/{width}" for width in (8, 6, 4) for label in parts]
     assert len({recipe.name for recipe in rows.values()}) == 18
+    for width, (label, (metric, rounds, alpha, softmax, gelu)) in itertools.product((8, 6, 4), parts.items()):
+        recipe = rows[f"{label} {width}/{width}/{width}"]
+        assert recipe.search == ScaleSearch(metric, rounds=rounds, alpha=alpha, as_released=as_released)
+        attention = Uniform(width, symmetric=True, heads=as_released)
+        assert recipe.points["attention"] == (TwinSoftmax(width, as_released) if softmax else attention)
+        uniform = Uniform(width, symmetric=True)
+        assert recipe.points["gelu"] == (TwinGelu(width, power_of_two=not as_released) if gelu else uniform)
+        assert recipe.points["norm"] == uniform
+        assert recipe.weights == SymmetricWeights(width, groups=1)
+        assert recipe.calibration_batch == 16

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from conftest import small_model
+from conftest import small_model, small_swin
 from golden.errors import HwsimError
 from golden.published import observe
 from hwsim.execute import Executor
 from hwsim.networks.graph import FloatGraph
+from hwsim.networks.swin_transformer import swin_transformer_graph
 from hwsim.networks.vision_transformer import vision_transformer_graph
 from hwsim.program import save_program
 from hwsim.quantize.calibrate import calibrate
@@ -113,12 +114,21 @@ MIXED: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def small_swin_graph() -> FloatGraph:
+    return swin_transformer_graph(small_swin(), "swin", mean=(0.52, 0.4, 0.3), std=(0.2, 0.25, 0.3))
+
+
+@pytest.mark.parametrize("network", ["small_graph", "small_swin_graph"])
 @pytest.mark.parametrize("name", MIXED)
-def test_parts_of_recipes_mix(name: str, small_graph: FloatGraph, small_images: np.ndarray) -> None:
+def test_parts_of_recipes_mix(
+    name: str, network: str, small_images: np.ndarray, request: pytest.FixtureRequest
+) -> None:
     """Any combination calibrates, lowers, runs alike on both executors and follows the fake-quantized network."""
+    graph = request.getfixturevalue(network)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # the small network's batches are small for a percentile
-        calibration = calibrate(small_graph, small_images, mixed(**MIXED[name]))
+        calibration = calibrate(graph, small_images, mixed(**MIXED[name]))
     program = lower(calibration)
     logits, kept = Executor(program).run(small_images, keep=None)
     reference, expected = Executor(program, "reference").run(small_images, keep=None)

@@ -2,19 +2,27 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from conftest import quick
 from golden.errors import HwsimError
 from hwsim.cli import main
 from hwsim.data import ImageSet
 from hwsim.networks.graph import FloatGraph
+from hwsim.quantize.adalog import adalog, repq_vit
+from hwsim.quantize.ptq4vit import base_ptq
+from hwsim.quantize.quantizers.log2 import Log2
+from hwsim.quantize.quantizers.power_of_two import PowerOfTwo
 from hwsim.quantize.quantizers.twin import TwinSoftmax
-from hwsim.quantize.recipe import Recipe, fq_vit, fq_vit_table
-from hwsim.tables import ResultTable, markdown
+from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.recipe import UNIFORM_ROLES, Recipe, fq_vit, fq_vit_table
+from hwsim.quantize.weights import SymmetricWeights
+from hwsim.tables import Progress, ResultTable, markdown
 
 
 def quiet(label: str, total: int):  # type: ignore[no-untyped-def]
@@ -39,6 +47,37 @@ def test_a_row_is_measured_once(small_graph: FloatGraph, small_images: np.ndarra
     other = new_table(small_graph, small_images, tmp_path).row("first", fq_vit("8/8/8", calibration_batch=8), quiet)
     assert other.recipe != row.recipe
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize(
+    ("recipe", "stage"),
+    [
+        (fq_vit("8/8/8", calibration_batch=4), ("row: calibrating", [4, 4])),
+        (base_ptq("8/8/8"), ("row: searching layers", [1] * 14)),
+        (repq_vit("8/8/8"), ("row: searching layers", [1] * 14)),
+        (quick(adalog("8/8/8")), ("row: searching layers", [1] * 14)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Recipe) else "",
+)
+def test_every_stage_tells_its_progress(
+    recipe: Recipe, stage: tuple[str, list[int]], small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path
+) -> None:
+    """Of a search by layers, which take the time: here two blocks of six products, and two more."""
+    seen: list[tuple[str, int, list[int]]] = []
+
+    def begin(label: str, total: int) -> Progress:
+        seen.append((label, total, []))
+        return seen[-1][2].append
+
+    new_table(small_graph, small_images, tmp_path).row("row", recipe, begin)
+    assert [(label, total) for label, total, _ in seen] == [
+        ("float", 24),
+        (stage[0], sum(stage[1])),
+        ("row: fake-quantized", 24),
+        ("row: integer", 24),
+    ]
+    assert all(sum(done) == total for _, total, done in seen)
+    assert seen[1][2] == stage[1]
 
 
 def test_a_recipe_without_a_program_says_why(small_graph: FloatGraph, small_images: np.ndarray, tmp_path: Path) -> None:
@@ -69,9 +108,25 @@ def test_unlabelled_images_are_refused(small_graph: FloatGraph, small_images: np
 
 
 def test_rows_of_the_published_table() -> None:
+    """What a label says: observer, power-of-two scales and attention."""
+    ranges = {"MinMax": "minmax", "EMA": "ema", "Percentile": "percentile", "OMSE": "omse"}
+    parts = {
+        " 8/8/8": (False, False),
+        " w/ PTS 8/8/8": (True, False),
+        " w/ PTS, LIS 8/8/4": (True, True),
+        " w/ LIS 8/8/4": (False, True),
+    }
     rows = fq_vit_table(10)
-    assert len(rows) == 16 and all(recipe.calibration_batch == 10 for recipe in rows.values())
+    assert list(rows) == [label + part for label in ranges for part in parts]
     assert len({recipe.name for recipe in rows.values()}) == 16
+    for (label, observer), (part, (pts, lis)) in itertools.product(ranges.items(), parts.items()):
+        recipe = rows[label + part]
+        uniform = Uniform(8, observer)
+        assert recipe.points["residual"] == (PowerOfTwo(8) if pts else uniform)
+        assert recipe.points["attention"] == (Log2(4) if lis else uniform)
+        assert all(recipe.points[role] == uniform for role in UNIFORM_ROLES)
+        assert recipe.weights == SymmetricWeights(8)
+        assert recipe.calibration_batch == 10
 
 
 def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

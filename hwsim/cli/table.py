@@ -156,7 +156,7 @@ def _with_iterations(name: str, recipes: dict[str, Recipe], iterations: int) -> 
 
 
 class _Stages:
-    """Two progress bars on standard error: the rows, and the images of the stage at hand."""
+    """Two progress bars on standard error: the rows, and the images or layers of the stage at hand."""
 
     def __init__(self, rows: int) -> None:
         from rich.console import Console
@@ -183,7 +183,7 @@ class _Stages:
         self.bars.stop()
 
     def stage(self, label: str, total: int) -> Callable[[int], None]:
-        """Begin a stage; what it gives is called with the number of images done."""
+        """Begin a stage; what it gives is called with the number of images or layers done."""
         self.bars.reset(self.images, description=label, total=total)
         return lambda count: self.bars.advance(self.images, count)
 

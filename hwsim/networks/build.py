@@ -70,12 +70,22 @@ def check_block(network: str, block: Any, place: str, kinds: tuple[str, str]) ->
     require(type(block.attn).__name__ == kinds[1], network, f"{place}.attn", f"a {type(block.attn).__name__}")
     for norm in ("norm1", "norm2"):
         require_layernorm(network, getattr(block, norm), f"{place}.{norm}")
+    # A gated MLP has layers of the same names and computes something else with them.
+    require(type(block.mlp).__name__ == "Mlp", network, f"{place}.mlp", f"a {type(block.mlp).__name__}")
     activation = block.mlp.act
     require(isinstance(activation, nn.GELU), network, f"{place}.mlp.act", f"a {type(activation).__name__}")
     require(activation.approximate == "none", network, f"{place}.mlp.act", "an approximate GELU")
     require_absent(network, block, place, ("ls1", "ls2"))
-    require_absent(network, block.attn, f"{place}.attn", ("norm", "q_norm", "k_norm"))
+    require_absent(network, block.attn, f"{place}.attn", ("norm", "q_norm", "k_norm", "gate"))
     require_absent(network, block.mlp, f"{place}.mlp", ("norm",))
+
+
+def check_patch_embed(network: str, patch_embed: Any) -> None:
+    """Refuse anything but a projection of whole patches, such as a convolutional network in front."""
+    require(type(patch_embed).__name__ == "PatchEmbed", network, "patch_embed", f"a {type(patch_embed).__name__}")
+    whole = all(side % patch == 0 for side, patch in zip(patch_embed.img_size, patch_embed.patch_size, strict=True))
+    sizes = ["x".join(map(str, size)) for size in (patch_embed.img_size, patch_embed.patch_size)]
+    require(whole, network, "patch_embed", f"one of images of {sizes[0]} that patches of {sizes[1]} do not fill")
 
 
 def refuse_class(network: str, model: Any) -> None:

@@ -186,14 +186,15 @@ class FloatGraph:
             node = self[node.inputs[0]]
         return node
 
-    def check_finite(self) -> None:
-        """Refuse NaN and infinity in the parameters.
+    def check(self) -> None:
+        """Refuse operands that do not fit, and NaN and infinity in the parameters.
 
         Raises
         ------
         HwsimError
-            Names the parameter and the first bad index.
+            Names the node, or the parameter and the first bad index.
         """
+        _ = self.shapes  # computing them refuses what does not fit
         for node in self.nodes:
             for name, array in node.parameters.items():
                 bad = ~np.isfinite(array)

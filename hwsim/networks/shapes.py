@@ -57,6 +57,14 @@ def node_shape(node: FloatNode, *operands: Shape) -> Shape:
     if node.operation in _AS_SPEC:
         arguments = {**node.attributes, "bits": 8}
         return _AS_SPEC[node.operation](**arguments).shape(*operands)
+    if node.operation == "layernorm" and operands[0][-1] != len(node.parameters["weight"]):
+        raise HwsimError(f"{operands[0][-1]} channels for a norm of {len(node.parameters['weight'])}")
+    if node.operation == "add" and operands[0] != operands[1]:
+        raise HwsimError(f"a sum of values of shapes {operands[0]} and {operands[1]}")
+    if node.operation == "window_bias":
+        (*_, heads, rows, columns), window = operands[0], node.attributes["window"]
+        if rows != columns or rows != window**2 or operands[1] != ((2 * window - 1) ** 2, heads):
+            raise HwsimError(f"scores of shape {operands[0]} and a table of {operands[1]} in windows of {window}")
     if node.operation in _ELEMENTWISE:
         return operands[0]
     if node.operation == "constant":

@@ -8,6 +8,7 @@ from hwsim.networks.build import (
     GraphBuilder,
     array,
     check_block,
+    check_patch_embed,
     refuse_class,
     require,
     require_layernorm,
@@ -18,6 +19,7 @@ from hwsim.networks.graph import FloatGraph
 def _check_structure(model: Any, name: str) -> None:
     from torch import nn
 
+    check_patch_embed(name, model.patch_embed)
     require_layernorm(name, model.patch_embed.norm, "patch_embed.norm")
     require_layernorm(name, model.norm, "norm")
     require(model.global_pool == "avg", name, "head.global_pool", f"pooling by {model.global_pool!r}")
@@ -87,7 +89,7 @@ def swin_transformer_graph(
         classes=model.head.fc.out_features,
         crop_ratio=crop_ratio,
     )
-    graph.check_finite()
+    graph.check()
     return graph
 
 

@@ -10,6 +10,7 @@ from hwsim.networks.build import (
     GraphBuilder,
     array,
     check_block,
+    check_patch_embed,
     refuse_class,
     require,
     require_absent,
@@ -21,6 +22,7 @@ from hwsim.networks.graph import FloatGraph
 def _check_structure(model: Any, name: str, distilled: bool) -> None:
     from torch import nn
 
+    check_patch_embed(name, model.patch_embed)
     require_absent(name, model, "", ("norm_pre", "fc_norm", "patch_drop"))
     norm = type(model.patch_embed.norm).__name__
     require(isinstance(model.patch_embed.norm, nn.Identity), name, "patch_embed.norm", f"a {norm}")
@@ -31,6 +33,7 @@ def _check_structure(model: Any, name: str, distilled: bool) -> None:
     for head in ("head", "head_dist")[:prefix]:
         module = getattr(model, head)
         require(isinstance(module, nn.Linear), name, head, f"a {type(module).__name__}")
+    require(model.pos_embed is not None, name, "pos_embed", "missing")
     positions = model.pos_embed.shape[1]
     require(positions == model.patch_embed.num_patches + prefix, name, "pos_embed", "without positions of the tokens")
     for index, block in enumerate(model.blocks):
@@ -109,5 +112,5 @@ def vision_transformer_graph(
         classes=model.head.out_features,
         crop_ratio=crop_ratio,
     )
-    graph.check_finite()
+    graph.check()
     return graph
