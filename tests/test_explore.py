@@ -25,7 +25,7 @@ from hwsim.cli import cli
 from hwsim.execute import Executor
 from hwsim.explore.bench import Bench
 from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
-from hwsim.explore.records import Record, Store, pack
+from hwsim.explore.records import Record, Store, loss_of, pack
 from hwsim.explore.search import at_once, proposals
 from hwsim.explore.sensitivity import Layer, Loss, layers_of, most_within, narrowed, narrowings
 from hwsim.explore.space import Space, parse_space, recipe_of
@@ -219,6 +219,40 @@ def test_a_front_says_what_is_significantly_better() -> None:
     found = frame([cheap, lucky, good, broken]).set_index("id")
     assert found.equals_best[["cheap", "lucky", "good"]].tolist() == [False, False, True]
     assert found.error["broken"] == "why"
+
+
+def test_of_frames_a_second_more_is_better() -> None:
+    def point(key: str, right: int, frames: float) -> Record:
+        return replace(record(key, range(right), 1.0), costs={"frames_a_second": frames, "cycles": 1 / frames})
+
+    fast, slow, slower = point("fast", 90, 500.0), point("slow", 60, 100.0), point("slower", 50, 90.0)
+    assert [step.key for step, _ in pareto([slower, slow, fast], "frames_a_second")] == ["fast"]
+    # From the cheapest, which is the fastest, on; each is compared with the faster one. The same as against cycles.
+    found = [point("a", 50, 500.0), point("b", 52, 400.0), point("c", 90, 100.0), slower]
+    steps = [(step.key, better) for step, better in pareto(found, "frames_a_second")]
+    assert steps == [("a", True), ("b", False), ("c", True)]
+    assert steps == [(step.key, better) for step, better in pareto(found, "cycles")]
+    assert [loss_of(fast, name) for name in ("top1", "frames_a_second", "cycles")] == [-90.0, -500.0, 1 / 500]
+
+
+def test_a_search_is_told_that_more_frames_are_better(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    class Timed(Made):
+        def prepare(self, recipe: Any) -> tuple[Any, dict[str, float], None]:
+            return recipe.weights.bits, {"frames_a_second": 100.0 * recipe.weights.bits}, None
+
+    def search() -> Any:
+        told.append((yield [{"weight_bits": 4}, {"weight_bits": 8}]))
+
+    sweep(
+        Timed([]),  # type: ignore[arg-type]
+        search(),
+        Store(tmp_path, "setting"),
+        Local(),
+        ("top1", "frames_a_second"),
+    )
+    assert told == [[(-70.0, -400.0), (-90.0, -800.0)]]
 
 
 @pytest.fixture(scope="module")

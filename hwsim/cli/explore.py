@@ -171,7 +171,7 @@ def make_bench(
     "--against",
     default=",".join(COSTS),
     show_default=True,
-    help="Costs that fronts are drawn against and that nsga2 makes small.",
+    help="Costs that fronts are drawn against and that nsga2 makes small (frames_a_second large).",
 )
 @click.option("--pick", metavar="ID", help="Write the program and the Verilog of a finished point.")
 def explore_command(
@@ -192,10 +192,10 @@ def explore_command(
     Writes a data frame (Parquet and CSV), the fronts as a picture and as an HTML page. Every point is kept as soon as
     it is measured: a run that was stopped goes on where it was, and no point is measured twice.
     """
-    from hwsim.explore.records import Store
+    from hwsim.explore.records import TOP1, Store
     from hwsim.explore.search import proposals
     from hwsim.explore.space import parse_space
-    from hwsim.explore.sweep import TOP1, measure_program, sweep
+    from hwsim.explore.sweep import measure_program, sweep
 
     # What can be refused at once is, before networks and images are loaded. Finished programs alone need no search.
     costs = [cost.strip() for cost in against.split(",") if cost.strip()]

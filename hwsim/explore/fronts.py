@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwsim.explore.records import Record
+from hwsim.explore.records import TOP1, Record, loss_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,7 +89,7 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
 
 
 def pareto(records: Sequence[Record], cost: str) -> list[tuple[Record, bool]]:
-    """The front of accuracy against a cost, from the cheapest point on.
+    """The front of accuracy against a cost, from the cheapest point on; the cheapest has the most frames a second.
 
     Returns
     -------
@@ -100,10 +100,10 @@ def pareto(records: Sequence[Record], cost: str) -> list[tuple[Record, bool]]:
     measured = [record for record in records if not record.error and cost in record.costs]
     if not measured:
         return []
-    values = np.array([(float(record.costs[cost]), -record.top1) for record in measured])
+    values = np.array([(loss_of(record, cost), loss_of(record, TOP1)) for record in measured])
     front = sorted(
         (record for record, on in zip(measured, on_front(values), strict=True) if on),
-        key=lambda record: record.costs[cost],
+        key=lambda record: loss_of(record, cost),
     )
     steps: list[tuple[Record, bool]] = []
     last: Record | None = None

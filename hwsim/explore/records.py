@@ -15,6 +15,10 @@ import numpy as np
 from golden.errors import HwsimError
 from golden.files import write_atomically
 
+TOP1 = "top1"
+# Of what points are judged by: all else, the costs, is to be small.
+LARGE = frozenset({TOP1, "frames_a_second"})
+
 
 @dataclass(frozen=True)
 class Record:
@@ -59,6 +63,19 @@ class Record:
     def top1(self) -> float:
         """Percent."""
         return float(self.bits.mean() * 100)
+
+
+def loss_of(record: Record, name: str) -> float:
+    """What a measured point is judged by, so that less is better.
+
+    Parameters
+    ----------
+    record : Record
+    name : str
+        "top1" or a cost; those in `LARGE` are negated.
+    """
+    value = record.top1 if name == TOP1 else float(record.costs[name])
+    return -value if name in LARGE else value
 
 
 def pack(correct: np.ndarray) -> str:

@@ -11,14 +11,13 @@ import numpy as np
 
 from golden.errors import HwsimError
 from hwsim.explore.bench import Bench
-from hwsim.explore.records import Record, Store, pack
+from hwsim.explore.records import TOP1, Record, Store, loss_of, pack
 from hwsim.explore.search import Proposals
 from hwsim.explore.space import Point, effective, recipe_of
 from hwsim.identity import program_digest
 from hwsim.program import Program
 from hwsim.quantize.recipe import Recipe
 
-TOP1 = "top1"
 # The only field of a point that is a finished program.
 PROGRAM = "program"
 
@@ -145,7 +144,7 @@ def sweep(
     store : Store
     backend : Backend
     objectives : sequence of str
-        What a search judges points by: "top1", which is to be large, and names of costs, which are to be small.
+        What a search judges points by: "top1" and names of costs, see `hwsim.explore.records.loss_of`.
     started : callable
         Called with the number of different points of each batch.
     progress : callable
@@ -204,4 +203,4 @@ def _scores(record: Record, objectives: Sequence[str]) -> tuple[float, ...] | No
     for name in objectives:
         if name != TOP1 and name not in record.costs:
             raise HwsimError(f"there is no cost {name!r}; choose among {', '.join(record.costs)}")
-    return tuple(-record.top1 if name == TOP1 else float(record.costs[name]) for name in objectives)
+    return tuple(loss_of(record, name) for name in objectives)
