@@ -22,6 +22,7 @@ from plotly.offline import get_plotlyjs
 
 from golden.errors import HwsimError
 from hwsim.cli import cli
+from hwsim.cli.explore import make_bench
 from hwsim.execute import Executor
 from hwsim.explore.bench import Bench
 from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
@@ -281,6 +282,36 @@ def test_the_setting_tells_images_code_and_costs_apart(bench: Bench) -> None:
     assert len({bench.setting, *(other.setting for other in others)}) == 6
     with pytest.raises(HwsimError, match="needs labelled images"):
         replace(bench, evaluation=bench.evaluation._replace(labels=None))
+
+
+@pytest.mark.parametrize(
+    ("changed", "other"),
+    [
+        ("golden/spec.py", True),
+        ("hwsim/cost/cycles.py", True),
+        ("hwsim/cli/hardware_cost.py", True),
+        ("rtl/allocation.py", True),
+        ("rtl/synthesis/flow.py", True),
+        ("hwsim/cli/explore.py", False),
+    ],
+)
+def test_points_are_measured_again_after_a_change_of_code(
+    changed: str, other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key() -> str:
+        network: dict[str, Any] = {"checkpoint": None, "architecture": None, "random_weights": None}
+        data: dict[str, Any] = {"data": None, "images": 1, "seed": 0, "on_data": None, "on_images": 1}
+        area: dict[str, Any] = {"fake_quant": False, "area": False, "family": "xilinx"}
+        fields = ("array", "mac_bits", "lanes_text", "memory", "bandwidth", "clock")
+        accelerator = {
+            option.name: option.default for option in cli.commands["explore"].params if option.name in fields
+        }
+        return make_bench("embedded", **network, **data, **area, accelerator=accelerator).setting
+
+    before, read = key(), Path.read_bytes
+    path = Path(__file__).parent.parent / changed
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b"#" * (self == path))
+    assert path.exists() and (key() != before) == other
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +24,12 @@ from hwsim.cli.source import (
 )
 
 if TYPE_CHECKING:
-    from hwsim.cost.accelerator import Accelerator
     from hwsim.explore.bench import Bench
     from hwsim.explore.records import Record, Store
     from hwsim.explore.sensitivity import Loss
     from hwsim.explore.sweep import Backend
-    from hwsim.program import Program
 
 COSTS = ("constant_bytes", "cycles")
-# Of every program; cells come on top.
-COST_NAMES = (
-    "weight_bytes",
-    "table_bytes",
-    "constant_bytes",
-    "activation_bytes",
-    "operations",
-    "fixops",
-    "cycles",
-    "frames_a_second",
-    "traffic_bytes",
-)
 
 bench_options = with_options(
     network_options,
@@ -65,51 +50,6 @@ bench_options = with_options(
         "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "explore", show_default=True, help="Folder."
     ),
 )
-
-
-@dataclass(frozen=True)
-class ProgramCosts:
-    """What a program costs, by the names that fronts are drawn against."""
-
-    accelerator: Accelerator
-    family: str | None
-    folder: Path
-
-    @property
-    def names(self) -> list[str]:
-        """What `__call__` gives."""
-        from rtl.synthesis import families
-
-        cells = [] if self.family is None else families.family(self.family).resources
-        return [*COST_NAMES, *(f"{self.family}_{name.lower()}" for name in cells)]
-
-    def __call__(self, program: Program) -> Mapping[str, float]:
-        """Bytes, operations, cycles, and cells where a family is given."""
-        from hwsim.cli.hardware_cost import hardware_of, program_area, program_cycles
-        from hwsim.cost.report import program_report
-        from rtl.synthesis import families
-
-        spent = program_cycles(program, self.accelerator)
-        report = program_report(program, spent)
-        sizes = report["bytes"]
-        figures = (
-            sizes["weights"],
-            sizes["tables"],
-            sizes["all_constants"],
-            sizes["peak_activations"],
-            sum(each["count"] for each in report["operations"]),
-            report["fixops"],
-            spent.cycles,
-            spent.frames_a_second,
-            spent.traffic,
-        )
-        costs: dict[str, float] = dict(zip(COST_NAMES, figures, strict=True))
-        if self.family is not None:
-            target = families.family(self.family)
-            found = program_area(hardware_of(program, self.accelerator), target, self.folder)
-            for name in target.resources:
-                costs[f"{self.family}_{name.lower()}"] = sum(each.cells[name] for each in found)
-        return costs
 
 
 def make_bench(
@@ -134,6 +74,7 @@ def make_bench(
     HwsimError
         A network, data set, accelerator or family that is not there or does not fit.
     """
+    from hwsim.cli.hardware_cost import ProgramCosts
     from hwsim.explore.bench import Bench
     from hwsim.identity import code_digest
     from rtl.synthesis import families
@@ -143,8 +84,7 @@ def make_bench(
     graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
     evaluation = evaluation_images(graph, on_data, on_images)
     costs = ProgramCosts(made, family if area else None, (BUILD / "synth" / "points").resolve())
-    setting = f"{made!r} {family if area else ''} {code_digest('rtl') if area else ''}"
-    return Bench(graph, image_set.images, evaluation, code_digest(), costs, setting, fake_quant)
+    return Bench(graph, image_set.images, evaluation, code_digest(), costs, costs.setting, fake_quant)
 
 
 @click.command("explore")
@@ -236,6 +176,8 @@ def check_costs(costs: Sequence[str], bench: Bench) -> None:
     HwsimError
         Names the cost and those that there are.
     """
+    from hwsim.cli.hardware_cost import ProgramCosts
+
     assert isinstance(bench.costs, ProgramCosts)
     for cost in costs:
         if cost not in bench.costs.names:

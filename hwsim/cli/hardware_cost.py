@@ -9,9 +9,25 @@ from pathlib import Path
 from hwsim.cost.accelerator import Accelerator
 from hwsim.cost.cycles import Cycles, UnitCycles, cycles
 from hwsim.cost.operations import input_shapes
+from hwsim.cost.report import program_report
+from hwsim.identity import code_digest
 from hwsim.program import Program
 from rtl.allocation import Allocated, Layer, allocate, area, requantizer
+from rtl.synthesis import families
 from rtl.synthesis.families import Family
+
+# Of every program; cells come on top.
+COST_NAMES = (
+    "weight_bytes",
+    "table_bytes",
+    "constant_bytes",
+    "activation_bytes",
+    "operations",
+    "fixops",
+    "cycles",
+    "frames_a_second",
+    "traffic_bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -102,3 +118,47 @@ def program_area(hardware: Hardware, family: Family, folder: Path) -> list[UnitA
         UnitArea(each.kind, each.unit.lanes, len(each.layers), cells)
         for each, cells in zip(hardware.all, area(hardware.all, family, folder=folder), strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class ProgramCosts:
+    """What a program costs, by the names that fronts are drawn against."""
+
+    accelerator: Accelerator
+    family: str | None
+    folder: Path
+
+    @property
+    def setting(self) -> str:
+        """What the costs depend on besides the program and the code that made it: this module and the units."""
+        return f"{self.accelerator!r} {self.family} {code_digest('rtl', __name__)}"
+
+    @property
+    def names(self) -> list[str]:
+        """What `__call__` gives."""
+        cells = [] if self.family is None else families.family(self.family).resources
+        return [*COST_NAMES, *(f"{self.family}_{name.lower()}" for name in cells)]
+
+    def __call__(self, program: Program) -> Mapping[str, float]:
+        """Bytes, operations, cycles, and cells where a family is given."""
+        spent = program_cycles(program, self.accelerator)
+        report = program_report(program, spent)
+        sizes = report["bytes"]
+        figures = (
+            sizes["weights"],
+            sizes["tables"],
+            sizes["all_constants"],
+            sizes["peak_activations"],
+            sum(each["count"] for each in report["operations"]),
+            report["fixops"],
+            spent.cycles,
+            spent.frames_a_second,
+            spent.traffic,
+        )
+        costs: dict[str, float] = dict(zip(COST_NAMES, figures, strict=True))
+        if self.family is not None:
+            target = families.family(self.family)
+            found = program_area(hardware_of(program, self.accelerator), target, self.folder)
+            for name in target.resources:
+                costs[f"{self.family}_{name.lower()}"] = sum(each.cells[name] for each in found)
+        return costs
