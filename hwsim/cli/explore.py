@@ -223,7 +223,8 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     failed = [record for record in records if record.error]
     for record in failed:
         point = " ".join(f"{field}={value}" for field, value in record.point.items())
-        click.echo(f"no figures: {point}: {record.error}", err=True)
+        again = "; the next run tries again" if record.passing else ""
+        click.echo(f"no figures: {point}: {record.error}{again}", err=True)
     measured = [record for record in records if not record.error]
     if not measured:
         raise HwsimError(f"none of the {len(records)} points has figures, for the reasons above; no file was changed")

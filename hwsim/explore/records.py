@@ -18,6 +18,7 @@ from golden.files import write_atomically
 TOP1 = "top1"
 # Of what points are judged by: all else, the costs, is to be small.
 LARGE = frozenset({TOP1, "frames_a_second"})
+GOES_ON = "the points that are finished are kept, run again to go on"
 
 
 @dataclass(frozen=True)
@@ -41,6 +42,9 @@ class Record:
         Spent on it.
     error : str
         Why it has no figures; empty otherwise.
+    passing : bool
+        The error is of the machine and not of the point (memory, a file, a lost worker): it is not kept, so that the
+        next run tries again.
     """
 
     key: str
@@ -52,6 +56,7 @@ class Record:
     costs: Mapping[str, float] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
     error: str = ""
+    passing: bool = False
 
     @property
     def bits(self) -> np.ndarray:
@@ -109,14 +114,16 @@ class Store:
             return None
 
     def write(self, record: Record) -> None:
-        """Keep a record.
+        """Keep a record, but for one of a passing error.
 
         Raises
         ------
         HwsimError
             It cannot be written; those that are there stay.
         """
+        if record.passing:
+            return
         try:
             write_atomically(self.folder / f"{record.key}.json", json.dumps(asdict(record), indent=1) + "\n")
         except HwsimError as error:
-            raise HwsimError(f"{error}; the points that are finished are kept, run again to go on") from None
+            raise HwsimError(f"{error}; {GOES_ON}") from None
