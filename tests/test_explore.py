@@ -35,7 +35,11 @@ from hwsim.explore.sweep import Job, Local, measure_program, sweep
 from hwsim.networks.embedded import load_calibration_set, load_test_set
 from hwsim.networks.load import load_network
 from hwsim.program import load_program
+from hwsim.quantize.quantizers import parse_quantizer, quantizer_text
+from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog
+from hwsim.quantize.quantizers.twin import TwinGelu
 from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.recipes import RECIPES
 from hwsim.shipped import load_shipped
 
 
@@ -505,18 +509,82 @@ def test_narrowing_takes_what_saves_most_for_its_loss_first() -> None:
 
 def test_layers_and_blocks_of_a_network() -> None:
     graph = load_network("embedded")
-    layers = {layer.name: layer for layer in layers_of(graph)}
-    assert layers["blocks.0.mlp.fc2"] == Layer("blocks.0.mlp.fc2", ("blocks.0.mlp.fc2",), ("blocks.0.mlp.gelu",))
-    assert layers["patch_embed.proj"].points == ()  # the image keeps its width
-    blocks = [block.name for block in layers_of(graph, "block")]
+    base = recipe_of({})
+    layers = {layer.name: layer for layer in layers_of(graph, base)}
+    point = {"blocks.0.mlp.gelu": Uniform(8)}
+    assert layers["blocks.0.mlp.fc2"] == Layer("blocks.0.mlp.fc2", ("blocks.0.mlp.fc2",), point)
+    assert layers["patch_embed.proj"].points == {}  # the image keeps its width
+    blocks = [block.name for block in layers_of(graph, base, "block")]
     assert blocks == ["patch_embed.proj", *(f"blocks.{i}" for i in range(6)), "head"]
-    assert "layers.1.blocks.0" in [block.name for block in layers_of(load_network("embedded-swin"), "block")]
-    with pytest.raises(HwsimError, match="--by must be layer or block, not 'head'"):
-        layers_of(graph, "head")
-    point = narrowed({"weight_bits": 8}, layers["blocks.0.mlp.fc2"], 3)
-    recipe = recipe_of(point)
+    assert "layers.1.blocks.0" in [block.name for block in layers_of(load_network("embedded-swin"), base, "block")]
+    with pytest.raises(HwsimError, match="--by must be layer, block or operand, not 'head'"):
+        layers_of(graph, base, "head")
+    recipe = recipe_of(narrowed({"weight_bits": 8}, layers["blocks.0.mlp.fc2"], 3))
     assert recipe.node_weights == {"blocks.0.mlp.fc2": 3}
     assert recipe.nodes == {"blocks.0.mlp.gelu": Uniform(3)}
+
+
+def test_operands_of_the_attention() -> None:
+    def operands(network: str, recipe: str) -> list[str]:
+        layers = layers_of(load_network(network), recipe_of({"recipe": recipe}), "operand")
+        assert all(layer.weights == () and list(layer.points) == [layer.name] for layer in layers)
+        return [
+            layer.name.split(".attn.")[1] for layer in layers if ".0.attn" in layer.name and "s.1" not in layer.name
+        ]
+
+    assert operands("embedded", "fq-vit") == ["qkv", "scores", "softmax"]
+    assert operands("embedded", "ptq4vit") == ["q", "k", "softmax", "v"]  # scores stay in float
+    assert operands("embedded-swin", "fq-vit") == ["qkv", "biased", "softmax"]
+
+
+@pytest.mark.parametrize("system", RECIPES)
+@pytest.mark.parametrize("by", ["layer", "block", "operand"])
+def test_narrowing_changes_widths_alone(system: str, by: str) -> None:
+    base = {"recipe": system, "weight_bits": 8, "activation_bits": 8, "attention_bits": 8}
+    graph, recipe = load_network("embedded"), recipe_of(base)
+    for layer in layers_of(graph, recipe, by):
+        point = narrowed(base, layer, 6)
+        # As a user repeats it.
+        (repeated,) = parse_space([f"{field}={value}" for field, value in point.items()]).grid()
+        found = recipe_of(repeated)
+        assert layer.weights or layer.points
+        for node in graph.nodes:
+            at = recipe.at(node)
+            assert found.at(node) == (replace(at, bits=6) if node.name in layer.points else at)  # type: ignore[type-var]
+            if node.operation == "linear":
+                weights = recipe.weights_for(node)
+                assert found.weights_for(node) == (replace(weights, bits=6) if node.name in layer.weights else weights)
+
+
+def test_kinds_of_quantizers_are_kept() -> None:
+    graph = load_network("embedded")
+    kinds: dict[str, Any] = {"ptq4vit": TwinGelu, "adalog": ShiftAdaLog}
+    for system, kind in kinds.items():
+        layers = {layer.name: layer for layer in layers_of(graph, recipe_of({"recipe": system}))}
+        found = recipe_of(narrowed({"recipe": system}, layers["blocks.0.mlp.fc2"], 4))
+        assert found.nodes == {"blocks.0.mlp.gelu": kind(4)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "uniform:3",
+        "uniform:4,range=omse",
+        "uniform:6,symmetric=yes,heads=yes",
+        "pts:5",
+        "lis:3",
+        "adalog:4,q=37",
+        "shift-adalog:4",
+        "log-sqrt2:4",
+        "shift-log-sqrt2:4",
+        "twin-softmax:6,as_released=yes",
+        "twin-gelu:6,power_of_two=no",
+    ],
+)
+def test_quantizers_as_text(text: str) -> None:
+    quantizer = parse_quantizer(text)
+    assert quantizer_text(quantizer) == text
+    assert parse_quantizer(quantizer_text(quantizer, bits=5)) == replace(quantizer, bits=5)  # type: ignore[type-var]
 
 
 def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

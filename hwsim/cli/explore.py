@@ -259,7 +259,9 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
 @click.option("--recipe", default="fq-vit", show_default=True, help="Published system of the base.")
 @click.option("--bits", default="8/8/8", show_default=True, help="Widths of the base.")
 @click.option("--widths", default="6,4,3", show_default=True, help="Widths that every layer gets alone.")
-@click.option("--by", default="layer", show_default=True, help="Vary a layer or a block at a time.")
+@click.option(
+    "--by", default="layer", show_default=True, help="Vary a layer, a block or an operand of the attention at a time."
+)
 @click.option(
     "--budget",
     default=1.0,
@@ -280,14 +282,14 @@ def sensitivity_command(
 ) -> None:
     """Measure what every layer loses at every width, alone, and mix widths within a budget.
 
-    A layer is its weights and the point that it reads; all others stay as in the base. Points are kept and shared with
-    `hwsim explore`.
+    A layer is its weights and the point that it reads; all others stay as in the base, and so do the kinds of the
+    quantizers. An operand of the attention is a point alone. Points are kept and shared with `hwsim explore`.
     """
     from golden.files import write_atomically
     from hwsim.explore.records import Store
     from hwsim.explore.search import at_once
     from hwsim.explore.sensitivity import layers_of, losses, most_within, narrowed, narrowings, with_widths
-    from hwsim.explore.space import WIDTHS, unique
+    from hwsim.explore.space import WIDTHS, recipe_of, unique
     from hwsim.explore.sweep import sweep
     from hwsim.quantize.recipe import parse_bits
 
@@ -298,7 +300,7 @@ def sensitivity_command(
     bench = bench_of(options)
     store = Store(output / "points", bench.setting)
     base = {"recipe": recipe, **dict(zip(WIDTHS, parse_bits(bits), strict=True))}
-    layers = layers_of(bench.graph, by)
+    layers = layers_of(bench.graph, recipe_of(base), by)
     keys = [(layer.name, width) for layer in layers for width in chosen]
     points = [base, *(narrowed(base, layer, width) for layer in layers for width in chosen)]
     with PointsBar(bench.graph.name) as bar:
