@@ -22,8 +22,10 @@ from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from golden.errors import HwsimError
-from hwsim.cli import cli
-from hwsim.cli.explore import make_bench
+from hwsim.cli import cli, hardware_cost
+from hwsim.cli.explore import make_bench, write_results
+from hwsim.cli.hardware_cost import ProgramCosts
+from hwsim.cost.accelerator import Accelerator
 from hwsim.execute import Executor
 from hwsim.explore.bench import Bench
 from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
@@ -366,6 +368,32 @@ def test_a_search_is_told_that_more_frames_are_better(tmp_path: Path) -> None:
         ("top1", "frames_a_second"),
     )
     assert told == [[(-70.0, -400.0), (-90.0, -800.0)]]
+
+
+def test_layers_without_hardware_are_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hardware_cost, "program_area", lambda *arguments: [])
+    costs = ProgramCosts(Accelerator(), "xilinx", tmp_path)
+    priced = replace(bench, costs=costs)
+    log = replace(record("log", range(50), 1.0), costs=costs(bench.prepare(recipe_of({}))[0]))
+    plain = replace(record("plain", range(60), 1.0), costs=costs(load_shipped("embedded-q-vit-2")))
+    assert plain.without_hardware == {"add": 13, "softmax": 6}
+    assert log.without_hardware == {"add": 13}
+    found = frame([log, plain])
+    assert found.layers_without_hardware.tolist() == ["13 add", "13 add, 6 softmax"]
+    assert not [column for column in found if str(column).startswith("layers_without_hardware.")]
+    said = {}
+    for name, records, against in (
+        ("mixed", [log, plain], ["xilinx_lut"]),
+        ("alone", [plain, replace(plain, key="twin")], ["xilinx_lut"]),
+        ("no cells", [log, plain], ["cycles"]),
+    ):
+        write_results(records, against, priced, tmp_path)
+        said[name] = capsys.readouterr().err
+    assert said["alone"] == said["no cells"] == ""
+    assert said["mixed"].startswith("warning: xilinx_lut of these points do not compare: layers without a unit")
+    assert "1 without a unit for add, such as log; 1 without a unit for add, softmax, such as plain;" in said["mixed"]
 
 
 @pytest.fixture(scope="module")

@@ -235,6 +235,7 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     title = f"{name}: {len(measured)} recipes on {measured[0].images} images"
     write_atomically(output / f"{name}.png", front_picture(measured, costs, title))
     write_atomically(output / f"{name}.html", front_page(records, costs, title, command))
+    _warn_of_missing_units(measured, costs, bench)
     intervals = found.set_index("id")
     for cost in costs:
         rows = [
@@ -252,6 +253,26 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
         table(columns, rows, title=f"front against {cost.replace('_', ' ')}")
     click.echo(f"{len(records)} points, {len(failed)} without figures")
     click.echo(f"wrote {output / name}.csv, .parquet, .png and .html")
+
+
+def _warn_of_missing_units(measured: Sequence[Record], costs: Sequence[str], bench: Bench) -> None:
+    """Say where a front against cells compares points that lack different units."""
+    from hwsim.cli.hardware_cost import ProgramCosts
+    from hwsim.explore.fronts import missing_units
+
+    assert isinstance(bench.costs, ProgramCosts)
+    cells = [cost for cost in costs if cost in bench.costs.cells]
+    groups = missing_units(measured)
+    if cells and len(groups) > 1:
+        said = "; ".join(
+            f"{len(records)} without a unit for {', '.join(kinds) or 'nothing'}, such as {records[0].recipe}"
+            for kinds, records in groups.items()
+        )
+        click.echo(
+            f"warning: {', '.join(cells)} of these points do not compare: layers without a unit in hardware count no "
+            f"cells, and they are of different kinds: {said}; see layers_without_hardware in the data frame",
+            err=True,
+        )
 
 
 @click.command("sensitivity")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwsim.cost.accelerator import Accelerator
-from hwsim.cost.cycles import Cycles, UnitCycles, cycles
+from hwsim.cost.cycles import ELEMENTWISE, Cycles, UnitCycles, cycles
 from hwsim.cost.operations import input_shapes
 from hwsim.cost.report import program_report
+from hwsim.explore.records import WITHOUT_HARDWARE
 from hwsim.identity import code_digest
 from hwsim.program import Program
 from rtl.allocation import Allocated, Layer, allocate, area, requantizer
@@ -135,12 +137,17 @@ class ProgramCosts:
 
     @property
     def names(self) -> list[str]:
-        """What `__call__` gives."""
-        cells = [] if self.family is None else families.family(self.family).resources
-        return [*COST_NAMES, *(f"{self.family}_{name.lower()}" for name in cells)]
+        """What fronts are drawn against."""
+        return [*COST_NAMES, *self.cells]
+
+    @property
+    def cells(self) -> list[str]:
+        """Those of them that are cells."""
+        resources = [] if self.family is None else families.family(self.family).resources
+        return [f"{self.family}_{name.lower()}" for name in resources]
 
     def __call__(self, program: Program) -> Mapping[str, float]:
-        """Bytes, operations, cycles, and cells where a family is given."""
+        """Bytes, operations, cycles, how many layers of each kind have no unit, and cells where a family is given."""
         spent = program_cycles(program, self.accelerator)
         report = program_report(program, spent)
         sizes = report["bytes"]
@@ -156,9 +163,11 @@ class ProgramCosts:
             spent.traffic,
         )
         costs: dict[str, float] = dict(zip(COST_NAMES, figures, strict=True))
+        without = Counter(layer.unit for layer in spent.layers if layer.basis == ELEMENTWISE)
+        costs |= {f"{WITHOUT_HARDWARE}{kind}": float(without[kind]) for kind in sorted(without)}
         if self.family is not None:
             target = families.family(self.family)
             found = program_area(hardware_of(program, self.accelerator), target, self.folder)
-            for name in target.resources:
-                costs[f"{self.family}_{name.lower()}"] = sum(each.cells[name] for each in found)
+            for name, resource in zip(self.cells, target.resources, strict=True):
+                costs[name] = sum(each.cells[resource] for each in found)
         return costs

@@ -18,6 +18,8 @@ from golden.files import write_atomically
 TOP1 = "top1"
 # Of what points are judged by: all else, the costs, is to be small.
 LARGE = frozenset({TOP1, "frames_a_second"})
+# Of costs that say how many layers of a kind have no unit in hardware; the kind follows.
+WITHOUT_HARDWARE = "layers_without_hardware."
 GOES_ON = "the points that are finished are kept, run again to go on"
 
 
@@ -63,6 +65,15 @@ class Record:
         """Was each image right? bool [images]."""
         packed = np.frombuffer(base64.b64decode(self.correct), np.uint8)
         return np.unpackbits(packed, count=self.images).astype(bool)
+
+    @property
+    def without_hardware(self) -> dict[str, int]:
+        """How many layers of a kind have no unit in hardware, so that their cells are not counted."""
+        return {
+            name.removeprefix(WITHOUT_HARDWARE): int(count)
+            for name, count in self.costs.items()
+            if name.startswith(WITHOUT_HARDWARE)
+        }
 
     @property
     def top1(self) -> float:
