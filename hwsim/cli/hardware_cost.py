@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from hwsim.cost.accelerator import Accelerator
-from hwsim.cost.cycles import Cycles, UnitCycles, cycles
+from hwsim.cost.cycles import ELEMENTWISE, Cycles, UnitCycles, cycles
 from hwsim.cost.operations import input_shapes
+from hwsim.cost.report import program_report
+from hwsim.explore.records import WITHOUT_HARDWARE
+from hwsim.identity import code_digest
 from hwsim.program import Program
 from rtl.allocation import Allocated, Layer, allocate, area, requantizer
+from rtl.synthesis import families
 from rtl.synthesis.families import Family
+
+# Of every program; cells come on top.
+COST_NAMES = (
+    "weight_bytes",
+    "table_bytes",
+    "constant_bytes",
+    "activation_bytes",
+    "operations",
+    "fixops",
+    "cycles",
+    "frames_a_second",
+    "traffic_bytes",
+)
 
 
 @dataclass(frozen=True)
@@ -102,3 +120,54 @@ def program_area(hardware: Hardware, family: Family, folder: Path) -> list[UnitA
         UnitArea(each.kind, each.unit.lanes, len(each.layers), cells)
         for each, cells in zip(hardware.all, area(hardware.all, family, folder=folder), strict=True)
     ]
+
+
+@dataclass(frozen=True)
+class ProgramCosts:
+    """What a program costs, by the names that fronts are drawn against."""
+
+    accelerator: Accelerator
+    family: str | None
+    folder: Path
+
+    @property
+    def setting(self) -> str:
+        """What the costs depend on besides the program and the code that made it: this module and the units."""
+        return f"{self.accelerator!r} {self.family} {code_digest('rtl', __name__)}"
+
+    @property
+    def names(self) -> list[str]:
+        """What fronts are drawn against."""
+        return [*COST_NAMES, *self.cells]
+
+    @property
+    def cells(self) -> list[str]:
+        """Those of them that are cells."""
+        resources = [] if self.family is None else families.family(self.family).resources
+        return [f"{self.family}_{name.lower()}" for name in resources]
+
+    def __call__(self, program: Program) -> Mapping[str, float]:
+        """Bytes, operations, cycles, how many layers of each kind have no unit, and cells where a family is given."""
+        spent = program_cycles(program, self.accelerator)
+        report = program_report(program, spent)
+        sizes = report["bytes"]
+        figures = (
+            sizes["weights"],
+            sizes["tables"],
+            sizes["all_constants"],
+            sizes["peak_activations"],
+            sum(each["count"] for each in report["operations"]),
+            report["fixops"],
+            spent.cycles,
+            spent.frames_a_second,
+            spent.traffic,
+        )
+        costs: dict[str, float] = dict(zip(COST_NAMES, figures, strict=True))
+        without = Counter(layer.unit for layer in spent.layers if layer.basis == ELEMENTWISE)
+        costs |= {f"{WITHOUT_HARDWARE}{kind}": float(without[kind]) for kind in sorted(without)}
+        if self.family is not None:
+            target = families.family(self.family)
+            found = program_area(hardware_of(program, self.accelerator), target, self.folder)
+            for name, resource in zip(self.cells, target.resources, strict=True):
+                costs[name] = sum(each.cells[resource] for each in found)
+        return costs

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from hwsim.explore.records import Record
+from hwsim.explore.records import TOP1, WITHOUT_HARDWARE, Record, loss_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -62,7 +62,8 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
     """A row a point: its fields, accuracy with Wilson's interval, costs, error.
 
     The column ``equals_best`` is true where the accuracy does not differ significantly from the best one's
-    (exact McNemar test on the same images, 5 %).
+    (exact McNemar test on the same images, 5 %), and ``layers_without_hardware`` says which cells are not counted, such
+    as "13 add, 6 softmax".
     """
     import pandas as pd
 
@@ -82,14 +83,24 @@ def frame(records: Sequence[Record]) -> pd.DataFrame:
                 "images": record.images,
                 "fake_quant_top1": record.fake_quant_top1,
                 "equals_best": same_accuracy(record.bits, best.bits) >= 1 - CONFIDENCE,
-                **record.costs,
+                **{name: cost for name, cost in record.costs.items() if not name.startswith(WITHOUT_HARDWARE)},
+                WITHOUT_HARDWARE.rstrip("."): ", ".join(f"{n} {kind}" for kind, n in record.without_hardware.items()),
             }
         rows.append({**row, "seconds": record.seconds, "error": record.error})
     return pd.DataFrame(rows)
 
 
+def missing_units(records: Sequence[Record]) -> dict[tuple[str, ...], list[Record]]:
+    """Measured points by the kinds of layers that have no unit in hardware: cells of one group alone compare."""
+    groups: dict[tuple[str, ...], list[Record]] = {}
+    for record in records:
+        if not record.error:
+            groups.setdefault(tuple(sorted(record.without_hardware)), []).append(record)
+    return groups
+
+
 def pareto(records: Sequence[Record], cost: str) -> list[tuple[Record, bool]]:
-    """The front of accuracy against a cost, from the cheapest point on.
+    """The front of accuracy against a cost, from the cheapest point on; the cheapest has the most frames a second.
 
     Returns
     -------
@@ -100,10 +111,10 @@ def pareto(records: Sequence[Record], cost: str) -> list[tuple[Record, bool]]:
     measured = [record for record in records if not record.error and cost in record.costs]
     if not measured:
         return []
-    values = np.array([(float(record.costs[cost]), -record.top1) for record in measured])
+    values = np.array([(loss_of(record, cost), loss_of(record, TOP1)) for record in measured])
     front = sorted(
         (record for record, on in zip(measured, on_front(values), strict=True) if on),
-        key=lambda record: record.costs[cost],
+        key=lambda record: loss_of(record, cost),
     )
     steps: list[tuple[Record, bool]] = []
     last: Record | None = None

@@ -15,6 +15,13 @@ import numpy as np
 from golden.errors import HwsimError
 from golden.files import write_atomically
 
+TOP1 = "top1"
+# Of what points are judged by: all else, the costs, is to be small.
+LARGE = frozenset({TOP1, "frames_a_second"})
+# Of costs that say how many layers of a kind have no unit in hardware; the kind follows.
+WITHOUT_HARDWARE = "layers_without_hardware."
+GOES_ON = "the points that are finished are kept, run again to go on"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -37,6 +44,9 @@ class Record:
         Spent on it.
     error : str
         Why it has no figures; empty otherwise.
+    passing : bool
+        The error is of the machine and not of the point (memory, a file, a lost worker): it is not kept, so that the
+        next run tries again.
     """
 
     key: str
@@ -48,6 +58,7 @@ class Record:
     costs: Mapping[str, float] = field(default_factory=dict)
     seconds: float = field(default=0.0, compare=False)
     error: str = ""
+    passing: bool = False
 
     @property
     def bits(self) -> np.ndarray:
@@ -56,9 +67,31 @@ class Record:
         return np.unpackbits(packed, count=self.images).astype(bool)
 
     @property
+    def without_hardware(self) -> dict[str, int]:
+        """How many layers of a kind have no unit in hardware, so that their cells are not counted."""
+        return {
+            name.removeprefix(WITHOUT_HARDWARE): int(count)
+            for name, count in self.costs.items()
+            if name.startswith(WITHOUT_HARDWARE)
+        }
+
+    @property
     def top1(self) -> float:
         """Percent."""
         return float(self.bits.mean() * 100)
+
+
+def loss_of(record: Record, name: str) -> float:
+    """What a measured point is judged by, so that less is better.
+
+    Parameters
+    ----------
+    record : Record
+    name : str
+        "top1" or a cost; those in `LARGE` are negated.
+    """
+    value = record.top1 if name == TOP1 else float(record.costs[name])
+    return -value if name in LARGE else value
 
 
 def pack(correct: np.ndarray) -> str:
@@ -92,14 +125,16 @@ class Store:
             return None
 
     def write(self, record: Record) -> None:
-        """Keep a record.
+        """Keep a record, but for one of a passing error.
 
         Raises
         ------
         HwsimError
             It cannot be written; those that are there stay.
         """
+        if record.passing:
+            return
         try:
             write_atomically(self.folder / f"{record.key}.json", json.dumps(asdict(record), indent=1) + "\n")
         except HwsimError as error:
-            raise HwsimError(f"{error}; the points that are finished are kept, run again to go on") from None
+            raise HwsimError(f"{error}; {GOES_ON}") from None

@@ -11,7 +11,13 @@ from golden.errors import HwsimError
 from hwsim.explore.fronts import same_accuracy
 from hwsim.explore.records import Record
 from hwsim.explore.space import Point
-from hwsim.networks.graph import FloatGraph
+from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
+from hwsim.quantize.quantizers import quantizer_text
+from hwsim.quantize.quantizers.protocol import Quantizer
+from hwsim.quantize.recipe import Recipe
+
+# Operands of these are codes: what `layers_of` varies by operand.
+_READERS = ("matmul", "softmax")
 
 
 @dataclass(frozen=True)
@@ -23,44 +29,65 @@ class Layer:
     name : str
     weights : tuple of str
         Linear layers whose weights get the width.
-    points : tuple of str
-        Points that get it, all of them with uniform or power-of-two quantizers.
+    points : mapping of str to Quantizer
+        Points that get it, with the quantizers of the base; of these the width alone is changed.
     """
 
     name: str
     weights: tuple[str, ...]
-    points: tuple[str, ...]
+    points: Mapping[str, Quantizer]
 
 
-def layers_of(graph: FloatGraph, by: str = "layer") -> list[Layer]:
-    """Linear layers with the points that they read, or whole blocks.
+def layers_of(graph: FloatGraph, recipe: Recipe, by: str = "layer") -> list[Layer]:
+    """Linear layers with the points that they read, whole blocks of them, or operands of the attention.
 
     Parameters
     ----------
-    by : {"layer", "block"}
+    graph : FloatGraph
+    recipe : Recipe
+        The base. Points that it leaves in float stay in float.
+    by : {"layer", "block", "operand"}
+        An operand is a point that matrix products or softmax read: queries, keys, values (or the projection that they
+        are parts of, where that has one quantizer), scores and attention. It has no weights.
 
     Raises
     ------
     HwsimError
         Another word.
     """
-    if by not in ("layer", "block"):
-        raise HwsimError(f"--by must be layer or block, not {by!r}")
-    parts = []
-    for node in graph.nodes:
-        if node.operation == "linear":
-            source = graph.source(node.inputs[0])
-            points = (source.name,) if source.role not in ("", "input", "residual") else ()
-            parts.append(Layer(node.name, (node.name,), points))
+    if by not in ("layer", "block", "operand"):
+        raise HwsimError(f"--by must be layer, block or operand, not {by!r}")
+    if by == "operand":
+        read = [name for node in graph.nodes if node.operation in _READERS for name in node.inputs]
+        points = {name: quantizer for each in read for name, quantizer in _point(graph, recipe, each).items()}
+        return [Layer(name, (), {name: quantizer}) for name, quantizer in points.items()]
+    parts = [
+        Layer(node.name, (node.name,), _point(graph, recipe, node.inputs[0]))
+        for node in graph.nodes
+        if node.operation == "linear"
+    ]
     if by == "layer":
         return parts
     blocks: dict[str, list[Layer]] = {}
     for part in parts:
         blocks.setdefault(_block(part.name), []).append(part)
     return [
-        Layer(name, tuple(w for part in block for w in part.weights), tuple(p for part in block for p in part.points))
+        Layer(
+            name,
+            tuple(weights for part in block for weights in part.weights),
+            {point: quantizer for part in block for point, quantizer in part.points.items()},
+        )
         for name, block in blocks.items()
     ]
+
+
+def _point(graph: FloatGraph, recipe: Recipe, name: str) -> dict[str, Quantizer]:
+    """The point that decides the codes at `name`, with its quantizer; none for images and residual sums."""
+    node: FloatNode = graph[name]
+    while recipe.at(node) is None and node.operation in MOVEMENTS:
+        node = graph[node.inputs[0]]
+    quantizer = recipe.at(node)
+    return {} if quantizer is None or node.role in ("input", "residual") else {node.name: quantizer}
 
 
 def _block(name: str) -> str:
@@ -71,11 +98,11 @@ def _block(name: str) -> str:
 
 
 def narrowed(base: Point, layer: Layer, bits: int) -> Point:
-    """The base recipe with the layer's weights and points at a width."""
+    """The base recipe with the layer's weights and points at a width; kinds and other fields are the base's."""
     return {
         **base,
         **{f"node_weights.{name}": bits for name in layer.weights},
-        **{f"node.{name}": f"uniform:{bits}" for name in layer.points},
+        **{f"node.{name}": quantizer_text(quantizer, bits=bits) for name, quantizer in layer.points.items()},
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,16 +13,17 @@ import numpy as np
 
 from golden.errors import HwsimError
 from hwsim.explore.bench import Bench
-from hwsim.explore.records import Record, Store, pack
+from hwsim.explore.records import GOES_ON, TOP1, Record, Store, loss_of, pack
 from hwsim.explore.search import Proposals
 from hwsim.explore.space import Point, effective, recipe_of
 from hwsim.identity import program_digest
 from hwsim.program import Program
 from hwsim.quantize.recipe import Recipe
 
-TOP1 = "top1"
 # The only field of a point that is a finished program.
 PROGRAM = "program"
+# Every further point would meet them too.
+NO_ROOM = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG})
 
 
 @dataclass(frozen=True)
@@ -35,7 +38,7 @@ class Backend(Protocol):
     """Where points are measured."""
 
     def measure(self, bench: Bench, jobs: Sequence[Job]) -> Iterator[Record]:
-        """Records of the jobs in any order, each as soon as it is there; one that fails has its error."""
+        """Records of the jobs in any order, each as soon as it is there; one that fails has its error, see `failed`."""
 
 
 class Local:
@@ -66,6 +69,8 @@ class Local:
 def measure_program(bench: Bench, store: Store, name: str, program: Program, device: str = "cpu") -> Record:
     """Measure a finished program as a point beside those of recipes; read where the store has it.
 
+    One that fails has its error, as a point does.
+
     Parameters
     ----------
     bench : Bench
@@ -80,7 +85,7 @@ def measure_program(bench: Bench, store: Store, name: str, program: Program, dev
     Raises
     ------
     HwsimError
-        The program is of another network or image size, or its record cannot be written.
+        The program is of another network or image size, or nothing can be written.
     """
     graph = bench.graph
     if (program.network, program.image_size) != (graph.name, graph.image_size):
@@ -93,16 +98,13 @@ def measure_program(bench: Bench, store: Store, name: str, program: Program, dev
     if known is not None:
         return replace(known, point={PROGRAM: name})
     start = time.perf_counter()
-    correct, costs = bench.correct(program, slice(None), device), bench.costs(program)
-    record = Record(
-        key,
-        {PROGRAM: name},
-        program.recipe,
-        pack(correct),
-        len(correct),
-        costs=dict(costs),
-        seconds=time.perf_counter() - start,
-    )
+    record = Record(key, {PROGRAM: name}, program.recipe)
+    try:
+        correct, costs = bench.correct(program, slice(None), device), bench.costs(program)
+    except Exception as error:  # as of a point
+        record = _without_figures(record, error)
+    else:
+        record = _with_figures(record, correct, costs, None, time.perf_counter() - start)
     store.write(record)
     return record
 
@@ -111,8 +113,25 @@ def finished(
     job: Job, correct: np.ndarray, costs: Mapping[str, float], fake_quant_top1: float | None, seconds: float
 ) -> Record:
     """The record of a measured job."""
+    return _with_figures(job.record, correct, costs, fake_quant_top1, seconds)
+
+
+def failed(job: Job, error: BaseException) -> Record:
+    """The record of a job that has no figures.
+
+    Raises
+    ------
+    HwsimError
+        Nothing can be written; those that are finished are kept.
+    """
+    return _without_figures(job.record, error)
+
+
+def _with_figures(
+    record: Record, correct: np.ndarray, costs: Mapping[str, float], fake_quant_top1: float | None, seconds: float
+) -> Record:
     return replace(
-        job.record,
+        record,
         correct=pack(correct),
         images=len(correct),
         costs=dict(costs),
@@ -121,10 +140,37 @@ def finished(
     )
 
 
-def failed(job: Job, error: BaseException) -> Record:
-    """The record of a job that has no figures."""
+def _without_figures(record: Record, error: BaseException) -> Record:
+    causes = list(_causes(error))
     text = str(error) if isinstance(error, HwsimError) else f"{type(error).__name__}: {error}"
-    return replace(job.record, error=text or type(error).__name__)
+    for cause in causes:
+        if isinstance(cause, OSError) and cause.errno in NO_ROOM:
+            said = text if isinstance(error, HwsimError) else f"nothing can be written ({cause.strerror}); free space"
+            raise HwsimError(f"{said}; {GOES_ON}") from None
+    passing = any(isinstance(cause, _passing_kinds()) and not _is_of_a_task(cause) for cause in causes)
+    return replace(record, error=text or type(error).__name__, passing=passing)
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error and those that it came from, also where ``from None`` hides them from the user."""
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _passing_kinds() -> tuple[type[BaseException], ...]:
+    """Errors of the machine: another run may not meet them. Packages that are not loaded have raised none."""
+    kinds: list[type[BaseException]] = [OSError, MemoryError, ImportError]
+    if "torch" in sys.modules:
+        kinds.append(sys.modules["torch"].OutOfMemoryError)
+    if "ray" in sys.modules:
+        kinds.append(sys.modules["ray"].exceptions.RayError)
+    return tuple(kinds)
+
+
+def _is_of_a_task(error: BaseException) -> bool:
+    """Ray's wrapper of what a task raised: that decides, not the wrapper."""
+    return "ray" in sys.modules and isinstance(error, sys.modules["ray"].exceptions.RayTaskError)
 
 
 def sweep(
@@ -145,7 +191,7 @@ def sweep(
     store : Store
     backend : Backend
     objectives : sequence of str
-        What a search judges points by: "top1", which is to be large, and names of costs, which are to be small.
+        What a search judges points by: "top1" and names of costs, see `hwsim.explore.records.loss_of`.
     started : callable
         Called with the number of different points of each batch.
     progress : callable
@@ -159,7 +205,7 @@ def sweep(
     Raises
     ------
     HwsimError
-        A record cannot be written; those that are finished are kept.
+        Nothing can be written; the records of those that are finished are kept.
     """
     known: dict[str, Record] = {}
     order: dict[str, None] = {}
@@ -204,4 +250,4 @@ def _scores(record: Record, objectives: Sequence[str]) -> tuple[float, ...] | No
     for name in objectives:
         if name != TOP1 and name not in record.costs:
             raise HwsimError(f"there is no cost {name!r}; choose among {', '.join(record.costs)}")
-    return tuple(-record.top1 if name == TOP1 else float(record.costs[name]) for name in objectives)
+    return tuple(loss_of(record, name) for name in objectives)

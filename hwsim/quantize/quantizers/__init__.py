@@ -57,6 +57,27 @@ def parse_quantizer(text: str) -> Quantizer:
     return quantizer
 
 
+def quantizer_text(quantizer: Quantizer, **changes: Any) -> str:
+    """A quantizer, with some of its fields changed, as the text that `parse_quantizer` reads.
+
+    Parameters
+    ----------
+    quantizer : Quantizer
+    **changes
+        Fields; whether they can have the value is seen where the text is read.
+    """
+    kind: type[Any] = type(quantizer)
+    usual = {field.name: field.default for field in dataclasses.fields(kind)}
+    values = {name: getattr(quantizer, name) for name in usual} | changes
+    others = [
+        f",{name}={('no', 'yes')[value] if isinstance(value, bool) else value}"
+        for name, value in values.items()
+        if name != "bits" and value != usual[name]
+    ]
+    name = next(name for name, known in QUANTIZERS.items() if known is kind)
+    return f"{name}:{values['bits']}{''.join(others)}"
+
+
 _READ: dict[str, Any] = {
     "int": int,
     "str": str,
