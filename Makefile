@@ -1,5 +1,6 @@
 # make demo   sets everything up, then runs the main job
 # make test   sets everything up, then runs the linters and the tests
+# make notebooks  runs the notebooks and writes them back with their figures (some minutes)
 # make bench  measures speed and memory (an idle machine, some minutes)
 #
 # PYTHON=python3.12 chooses the interpreter of .venv; JOBS=4 the test processes; PYTEST_ARGS="-k layernorm" some tests.
@@ -10,7 +11,7 @@ JOBS ?= 2
 PYTEST_ARGS ?=
 
 .DEFAULT_GOAL := setup
-.PHONY: setup demo bench test lint clean distclean
+.PHONY: setup demo notebooks bench test lint clean distclean
 
 setup: $(READY)
 	@echo "Ready. Next: make demo, make test, or $(VENV)/bin/hwsim --help"
@@ -21,6 +22,9 @@ $(READY): pyproject.toml tools/setup.sh
 
 demo: $(READY)
 	$(VENV)/bin/hwsim demo
+
+notebooks: $(READY)
+	$(VENV)/bin/python tools/run_notebooks.py
 
 bench: $(READY)
 	$(VENV)/bin/uv pip install --quiet --compile-bytecode --python $(VENV)/bin/python --editable '.[bench]'
