@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import warnings
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from conftest import small_model, small_swin
-from golden.errors import HwsimError
+from golden.errors import HwsimError, HwsimWarning
 from golden.published import observe
 from hwsim.execute import Executor
 from hwsim.networks.graph import FloatGraph
@@ -56,14 +57,30 @@ def test_observers_differ() -> None:
     assert len(found) == 4
 
 
-def test_a_batch_too_small_for_the_percentile_warns() -> None:
+def test_few_values_for_a_percentile_are_warned_of_once(small_graph: FloatGraph, small_images: np.ndarray) -> None:
+    """Twelve images in three batches of five at most: one warning, with points and images; none with other ranges."""
+    recipe = mixed(norm=Uniform(8, "percentile"), logits=Uniform(8, "percentile"), position=Uniform(8, "percentile"))
+    recipe = dataclasses.replace(recipe, calibration_batch=5)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        calibration = calibrate(small_graph, small_images[:12], recipe)
+    assert [warning.category for warning in caught] == [HwsimWarning]
+    # 17 tokens of 24 channels, and 7 classes; the position embedding is the same in every batch.
+    assert str(caught[0].message) == (
+        "small: at 5 of 6 points a batch has fewer than 100000 values, so that their percentiles are nearly the "
+        "minimum and maximum; blocks.0.norm1 needs batches of 246 images, head of 14286"
+    )
+    assert calibration.images == 12
+    calibrate(small_graph, small_images[:12], mixed())
+
+
+def test_a_small_batch_has_its_minimum_and_maximum_as_percentiles() -> None:
     observer = Uniform(8, "percentile").observer()
     x = torch.arange(1000, dtype=torch.float32)
-    with pytest.warns(UserWarning, match="a batch of 1000 values at a point is too small for the percentile"):
-        observer.update(x)
+    observer.update(x)
     grid = observer.grid(x)
     assert isinstance(grid, UniformGrid)
-    assert grid.scale == pytest.approx(999 / 255, rel=1e-4)  # nearly minimum and maximum
+    assert grid.scale == pytest.approx(999 / 255, rel=1e-4)
 
 
 def test_quantizers_from_text() -> None:

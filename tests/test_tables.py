@@ -129,9 +129,10 @@ def test_rows_of_the_published_table() -> None:
         assert recipe.calibration_batch == 10
 
 
-def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("network", [[], ["--network", "embedded"], ["embedded", "--network", "embedded"]])
+def test_command(network: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["table", "fq-vit", "--rows", "MinMax w/ PTS 8*", "--on-images", "40", "--images", "20"]
-    main([*arguments, "-o", str(tmp_path)])
+    main([*arguments, *network, "-o", str(tmp_path)])
     assert "MinMax w/ PTS 8/8/8" in capsys.readouterr().out
     lines = (tmp_path / "fq-vit-embedded.csv").read_text().splitlines()
     assert len(lines) == 2 and lines[0].startswith("label,recipe,calibration_images,images,float_top1")
@@ -142,6 +143,11 @@ def test_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ("arguments", "said"),
     [
         (["table", "fq-vat"], "there is no table 'fq-vat'; choose one of fq-vit"),
+        (
+            ["table", "fq-vit", "embedded", "--network", "embedded-swin"],
+            "--network embedded-swin: the network is embedded already; name it once",
+        ),
+        (["table", "fq-vit", "--network", "no-such-network"], "'no-such-network' is neither a file"),
         (["table", "fq-vit", "--rows", "LSQ*"], "no row matches LSQ*; the rows are MinMax 8/8/8"),
     ],
 )

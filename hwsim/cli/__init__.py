@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import os
 import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TextIO
 
 import click
 
 from golden import __version__
-from golden.errors import HwsimError
+from golden.errors import HwsimError, HwsimWarning
 from hwsim.bench import WAITING
 from hwsim.cli.bench import bench_command
 from hwsim.cli.bitstream import bitstream_command
@@ -72,10 +76,34 @@ for command in (
     cli.add_command(command)
 
 
+@contextmanager
+def _warnings_as_lines() -> Iterator[None]:
+    """Warnings of the package as lines without their place in the code; others as ever."""
+    with warnings.catch_warnings():
+        as_ever = warnings.showwarning
+
+        def show(
+            message: Warning | str,
+            category: type[Warning],
+            filename: str,
+            lineno: int,
+            file: TextIO | None = None,
+            line: str | None = None,
+        ) -> None:
+            if issubclass(category, HwsimWarning):
+                click.echo(f"hwsim: {message}", err=True)
+            else:
+                as_ever(message, category, filename, lineno, file, line)
+
+        warnings.showwarning = show
+        yield
+
+
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: one line and status 2 for bad input, 130 for an interrupt."""
     try:
-        cli.main(args=arguments, prog_name="hwsim", standalone_mode=False)
+        with _warnings_as_lines():
+            cli.main(args=arguments, prog_name="hwsim", standalone_mode=False)
     except HwsimError as error:
         click.echo(f"hwsim: {error}", err=True)
         sys.exit(2)

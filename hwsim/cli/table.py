@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from golden.errors import HwsimError
 from hwsim.cli.display import table
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 @click.command("table")
 @click.argument("name", metavar="TABLE")
 @network_options
+@click.option("--network", "named", metavar="NETWORK", help="The same as the second argument.")
 @click.option(
     "--on", "on_data", type=click.Path(path_type=Path), help="Images to evaluate on.  [default: the embedded test set]"
 )
@@ -54,6 +56,7 @@ def table_command(
     data: Path | None,
     images: int | None,
     seed: int,
+    named: str | None,
     on_data: Path | None,
     on_images: int | None,
     batch: int,
@@ -75,6 +78,8 @@ def table_command(
     from hwsim.tables import ResultTable, frame, markdown
 
     check_device(device)
+    if named is not None:
+        network = _one_network(network, named)
     if name not in TABLES:
         raise HwsimError(f"there is no table {name!r}; choose one of {', '.join(TABLES)}")
     recipes = TABLES[name](batch)
@@ -123,6 +128,20 @@ def table_command(
     for note, labels in _notes(rows).items():
         click.echo(f"no integer program of {', '.join(labels)}: {note}")
     click.echo(f"wrote {path}.csv and .md")
+
+
+def _one_network(argument: str, option: str) -> str:
+    """The network of ``--network``.
+
+    Raises
+    ------
+    HwsimError
+        The argument names another.
+    """
+    given = click.get_current_context().get_parameter_source("network") is not ParameterSource.DEFAULT
+    if given and argument != option:
+        raise HwsimError(f"--network {option}: the network is {argument} already; name it once")
+    return option
 
 
 def _notes(rows: list[RowResult]) -> dict[str, list[str]]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from golden.errors import HwsimWarning
 from hwsim.qat.distillation import DistillationLoss
 from hwsim.qat.distributed import Processes
 from hwsim.qat.network import QuantizedNetwork
@@ -133,7 +134,7 @@ class TrainingStep:
             except Exception as error:  # compilers and their backends raise all kinds
                 if not any((gpu, self._run is not self._plain)):
                     raise
-                warnings.warn(f"training runs without {name}, which failed: {_line(error)}", stacklevel=2)
+                warnings.warn(f"training runs without {name}, which failed: {_line(error)}", HwsimWarning, stacklevel=2)
                 self._run = self._plain
                 self._fuse(*kernels)
         if self._recorded:
@@ -142,7 +143,9 @@ class TrainingStep:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:
-                warnings.warn(f"training runs without a CUDA graph, which failed: {_line(error)}", stacklevel=2)
+                warnings.warn(
+                    f"training runs without a CUDA graph, which failed: {_line(error)}", HwsimWarning, stacklevel=2
+                )
                 self._graph = None
         for place, value in zip((self._sums, self._good, self._finite), before, strict=True):
             place.copy_(value)

@@ -9,8 +9,9 @@ works on the (not yet rounded) scores, so that the points behind it see its outp
 from __future__ import annotations
 
 import difflib
+import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -18,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from golden.errors import HwsimError
+from golden.errors import HwsimError, HwsimWarning
 from hwsim.execute.parallel import batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, Operation, check_activation
@@ -26,7 +27,8 @@ from hwsim.quantize.lost_rows import warn_of_lost_rows
 from hwsim.quantize.q_vit import fit_irm, rectified_parts
 from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
 from hwsim.quantize.quantizers.protocol import Grid, Observer, update_at
-from hwsim.quantize.quantizers.uniform import Uniform, UniformGrid
+from hwsim.quantize.quantizers.uniform import RangeObserver, Uniform, UniformGrid
+from hwsim.quantize.ranges import PERCENTILE_VALUES, Percentile
 from hwsim.quantize.recipe import Recipe
 from hwsim.quantize.search.run import search_scales
 from hwsim.quantize.search.settings import PairSearch, PercentileSearch
@@ -198,6 +200,7 @@ def _search(
         interpreter.run(images[part], after=observe, operations=replaced)
         if progress is not None:
             progress(len(images[part]))
+    _warn_of_short_percentiles(graph, observers)
     weights = {
         node.name: recipe.weights_for(node).quantize(node.parameters["weight"])
         for node in graph.nodes
@@ -246,6 +249,7 @@ def _calibrate_layers(
         interpreter.run(images[part], after=observe)
         if progress is not None:
             progress(len(images[part]))
+    _warn_of_short_percentiles(found.graph, others)
     ranges = {name: _ends(observer.grid(torch.empty(0))) for name, observer in carried.items()}
     grids = found.grids | {name: observer.grid(last[name]) for name, observer in others.items()}
     return Calibration(found.graph, recipe, grids, found.weights, ranges, len(images), sum(found.tried.values()))
@@ -257,6 +261,32 @@ def _warn_of_constant(graph: FloatGraph, node: FloatNode, value: Tensor) -> None
         warnings.warn(
             f"{graph.name}: the activation {node.name} is {float(low):g} everywhere in the last calibration batch; "
             "a range without extent is widened to 0. Check the checkpoint and the calibration images",
+            HwsimWarning,
+            stacklevel=2,
+        )
+
+
+def _warn_of_short_percentiles(graph: FloatGraph, observers: Mapping[str, Observer]) -> None:
+    """One warning for all points; constants are as small with any images."""
+    percentiles = {
+        name: observer.range.fewest or 0
+        for name, observer in observers.items()
+        if isinstance(observer, RangeObserver) and isinstance(observer.range, Percentile)
+    }
+    needed = {
+        name: -(-PERCENTILE_VALUES // math.prod(graph.shapes[name]))
+        for name, fewest in percentiles.items()
+        if fewest < PERCENTILE_VALUES and graph[name].operation != "constant"
+    }
+    if needed:
+        least, most = min(needed, key=needed.__getitem__), max(needed, key=needed.__getitem__)
+        advice = f"{least} needs batches of {needed[least]} images"
+        if needed[most] != needed[least]:
+            advice += f", {most} of {needed[most]}"
+        warnings.warn(
+            f"{graph.name}: at {len(needed)} of {len(percentiles)} points a batch has fewer than {PERCENTILE_VALUES} "
+            f"values, so that their percentiles are nearly the minimum and maximum; {advice}",
+            HwsimWarning,
             stacklevel=2,
         )
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from torch import Tensor
 
+from golden.errors import HwsimWarning
 from hwsim.execute.parallel import batches
 from hwsim.networks.graph import FloatNode
 from hwsim.networks.interpret import Interpreter
@@ -57,5 +58,6 @@ def warn_of_lost_rows(calibration: Calibration, images: np.ndarray, device: str)
             warnings.warn(
                 f"{name}: {100 * share:.1f} % of the rows of attention have zero symbols alone; "
                 "use more attention bits",
+                HwsimWarning,
                 stacklevel=2,
             )

@@ -6,7 +6,6 @@ Source: FQ-ViT's released code; `golden.published.observers` is their definition
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Protocol
 
@@ -15,6 +14,9 @@ from torch import Tensor
 
 from golden.errors import HwsimError
 from golden.published.observers import OMSE_STEPS, PERCENTILE, SIGMA
+
+# Of so many values the percentile leaves one out.
+PERCENTILE_VALUES = round(1 / (1 - PERCENTILE))
 
 # (low, high) of several ranges -> squared error of quantizing the last batch in each of them
 RangeErrors = Callable[[Sequence[tuple[Tensor, Tensor]]], Tensor]
@@ -64,18 +66,22 @@ class MovingAverage(MinMax):
 class Percentile(MovingAverage):
     """Moving averages of the quantiles 0.00001 and 0.99999 of each batch.
 
-    A batch of fewer than 100 000 elements has no element outside them: then they are its
-    minimum and maximum, nearly, and a warning says so.
+    A batch of fewer than `PERCENTILE_VALUES` has no value outside them: then they are its
+    minimum and maximum, nearly.
+
+    Attributes
+    ----------
+    fewest : int or None
+        Values of the smallest batch.
     """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fewest: int | None = None
 
     def ends(self, x: Tensor) -> tuple[Tensor, Tensor]:
         flat = x.reshape(-1)
-        if flat.numel() < round(1 / (1 - PERCENTILE)):
-            warnings.warn(
-                f"a batch of {flat.numel()} values at a point is too small for the percentile {PERCENTILE}: "
-                "its ends are the minimum and maximum; calibrate with larger batches",
-                stacklevel=2,
-            )
+        self.fewest = min(flat.numel(), self.fewest or flat.numel())
         return -_upper_quantile(-flat), _upper_quantile(flat)
 
 

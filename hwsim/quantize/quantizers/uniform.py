@@ -157,7 +157,7 @@ class Uniform:
     def observer(self) -> Observer:
         if self.symmetric:
             return _Symmetric(self)
-        return _AsymmetricHeads(self.bits) if self.heads else _Asymmetric(self)
+        return _AsymmetricHeads(self.bits) if self.heads else RangeObserver(self)
 
 
 def asymmetric_grid(low: Tensor, high: Tensor, bits: int) -> tuple[float, int]:
@@ -184,7 +184,9 @@ def _squared_errors(x: Tensor, grids: Sequence[UniformGrid]) -> Tensor:
     return sums
 
 
-class _Asymmetric:
+class RangeObserver:
+    """The range of a whole tensor, as `Uniform.range` estimates it."""
+
     def __init__(self, quantizer: Uniform) -> None:
         self.bits = quantizer.bits
         self.range = new_range(quantizer.range)

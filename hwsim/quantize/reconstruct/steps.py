@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from golden.errors import HwsimWarning
+
 # Steps that run before the graph is recorded: they allocate what the libraries keep.
 WARM_UP = 3
 
@@ -121,6 +123,8 @@ def _record(step: Callable[[], None], stream: torch.cuda.Stream) -> Callable[[],
     except RuntimeError as error:
         torch.cuda.synchronize()
         reason = str(error).splitlines()[0]
-        warnings.warn(f"a step of the reconstruction cannot be recorded ({reason}); it is slower", stacklevel=2)
+        warnings.warn(
+            f"a step of the reconstruction cannot be recorded ({reason}); it is slower", HwsimWarning, stacklevel=2
+        )
         return step
     return graph.replay

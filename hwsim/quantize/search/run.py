@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from golden.errors import HwsimError
+from golden.errors import HwsimError, HwsimWarning
 from hwsim.execute.parallel import map_batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, predict
@@ -191,6 +191,7 @@ class _State:
             warnings.warn(
                 f"{node.name}: the gradient at its output is zero on all calibration images; "
                 "its scales are searched with the metric mse",
+                HwsimWarning,
                 stacklevel=2,
             )
             gradient = None
@@ -231,7 +232,9 @@ class _State:
             if dead:
                 where = f"heads {dead} are" if activation.groups > 1 else "it is"
                 warnings.warn(
-                    f"{point}: {where} zero on all calibration images; the step stays at its first value", stacklevel=2
+                    f"{point}: {where} zero on all calibration images; the step stays at its first value",
+                    HwsimWarning,
+                    stacklevel=2,
                 )
             if len(dead) < activation.groups:
                 activation.candidates = self._candidates(point)
