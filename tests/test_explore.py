@@ -70,12 +70,47 @@ def test_spaces_from_text() -> None:
         (["weight_bit=4"], "there is no field 'weight_bit' of a recipe; did you mean weight_bits"),
         (["hidden_bit=4"], "did you mean hidden_bits"),
         (["recipe=ptq4vitt"], "recipe: there is no 'ptq4vitt'; did you mean ptq4vit"),
+        (["range=minmx"], r"range=minmx: there is no range observer 'minmx'; did you mean minmax\?"),
+        (["range=minmax,q"], "range=q: there is no range observer 'q'; choose one of minmax, ema, percentile"),
+        (
+            ["attention=lis,list", "recipe=fq-vit,adalog"],
+            "attention=list: attention quantizer must be one of auto",
+        ),
+        (["point.geluu=uniform:6"], r"point.geluu: no point has the role 'geluu'; did you mean gelu\?"),
+        (["weights.hiden=6"], r"weights.hiden: no point has the role 'hiden'; did you mean hidden\?"),
+        (["point.gelu=twin-gelu:6 unifrom:6"], r"quantizer 'unifrom:6': there is no 'unifrom'; did you mean uniform\?"),
         (["weight_bits=4", "weight_bits=8"], "the field weight_bits is given twice"),
     ],
 )
 def test_spaces_that_are_refused(settings: list[str], said: str) -> None:
     with pytest.raises(HwsimError, match=said):
         parse_space(settings)
+
+
+def test_words_that_one_of_the_recipes_takes() -> None:
+    assert len(parse_space(["attention=auto,log2", "recipe=fq-vit,adalog"])) == 4
+    assert len(parse_space(["iterations=100", "reconstruct=none,brecq", "block_inputs=float", "recipe=adalog"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "node.blocks.0.mlp.gleu=uniform:4",
+            r"embedded has no point 'blocks.0.mlp.gleu'; did you mean blocks.0.mlp.gelu",
+        ),
+        ("node_weights.hed=4", r"embedded has no linear layer 'hed'; did you mean head\?"),
+        (
+            "node_weights.blocks.0.mlp.gelu=4",
+            "embedded has no linear layer 'blocks.0.mlp.gelu'; did you mean blocks.0.mlp",
+        ),
+        ("node.nothing=uniform:4", "embedded has no point 'nothing'; `hwsim audit` lists its points"),
+    ],
+)
+def test_nodes_that_a_network_does_not_have(setting: str, said: str) -> None:
+    with pytest.raises(HwsimError, match=said):
+        parse_space([setting]).check(load_network("embedded"))
+    parse_space(["node.blocks.0.mlp.gelu=uniform:4", "node_weights.head=4"]).check(load_network("embedded"))
 
 
 def test_fields_that_a_recipe_does_not_have_make_no_points() -> None:
@@ -555,13 +590,15 @@ def test_layers_and_blocks_of_a_network() -> None:
 def test_operands_of_the_attention() -> None:
     def operands(network: str, recipe: str) -> list[str]:
         layers = layers_of(load_network(network), recipe_of({"recipe": recipe}), "operand")
-        assert all(layer.weights == () and list(layer.points) == [layer.name] for layer in layers)
+        assert all(layer.weights == () for layer in layers)
+        parts = [name.split(".attn.")[1] for name in layers[0].points]
+        assert parts == (["q", "k", "v"] if recipe == "ptq4vit" else ["qkv"])
         return [
             layer.name.split(".attn.")[1] for layer in layers if ".0.attn" in layer.name and "s.1" not in layer.name
         ]
 
     assert operands("embedded", "fq-vit") == ["qkv", "scores", "softmax"]
-    assert operands("embedded", "ptq4vit") == ["q", "k", "softmax", "v"]  # scores stay in float
+    assert operands("embedded", "ptq4vit") == ["qkv", "softmax"]  # scores stay in float
     assert operands("embedded-swin", "fq-vit") == ["qkv", "biased", "softmax"]
 
 
