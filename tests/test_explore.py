@@ -1,11 +1,14 @@
 """Exploration: spaces, sweeps that resume, fronts, and what the differences are worth."""
 
 import errno
+import json
 import math
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -585,6 +588,92 @@ def test_layers_and_blocks_of_a_network() -> None:
     recipe = recipe_of(narrowed({"weight_bits": 8}, layers["blocks.0.mlp.fc2"], 3))
     assert recipe.node_weights == {"blocks.0.mlp.fc2": 3}
     assert recipe.nodes == {"blocks.0.mlp.gelu": Uniform(3)}
+
+
+def test_a_killed_exploration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["explore", "--images", "8", "--on-images", "20", "--vary", "weight_bits=4,6,8"]
+    points = tmp_path / "build" / "explore" / "points"
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hwsim", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    while not list(points.glob("*.json")):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in points.glob("*.json")}
+    assert 1 <= len(kept) < 3 and not list(points.parent.glob("embedded.*"))
+
+    measured: list[str] = []
+    prepare = Bench.prepare
+
+    def counted(self: Bench, recipe: Any) -> Any:
+        measured.append(recipe.name)
+        return prepare(self, recipe)
+
+    monkeypatch.setattr(Bench, "prepare", counted)
+    ran = CliRunner().invoke(cli, command)
+    assert ran.exit_code == 0, ran.output
+    assert len(measured) == 3 - len(kept)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept} == kept
+    found = pd.read_parquet(points.parent / "embedded.parquet")
+    assert found.weight_bits.tolist() == [4, 6, 8] and (found.error == "").all()
+    # The figures of the points that were kept are those of a run that nobody killed.
+    again = tmp_path / "again"
+    ran = CliRunner().invoke(cli, [*command, "--output", str(again)])
+    assert ran.exit_code == 0, ran.output
+    whole = pd.read_parquet(again / "embedded.parquet")
+    assert whole.drop(columns="seconds").equals(found.drop(columns="seconds"))
+
+
+def test_the_sensitivity_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench_options = ["--images", "8", "--on-images", "100"]
+    options = [*bench_options, "--by", "block", "--widths", "4"]
+    ran = CliRunner().invoke(cli, ["sensitivity", *options, "--budget", "2"])
+    assert ran.exit_code == 0, ran.output
+    folder = tmp_path / "build" / "explore"
+    lines = pd.read_csv(folder / "embedded-sensitivity.csv")
+    assert lines.layer.tolist() == ["patch_embed.proj", *(f"blocks.{i}" for i in range(6)), "head"]
+    assert (lines.bits == 4).all() and (lines.saved_bytes > 0).all()
+    assert lines.columns.tolist() == ["layer", "bits", "lost", "significant", "saved_bytes"]
+
+    store = {path.stem: json.loads(path.read_text()) for path in (folder / "points").glob("*.json")}
+    records = {key: Record(**content) for key, content in store.items()}
+    layers = [node.name for node in load_network("embedded").nodes if node.operation == "linear"]
+    (base,) = [one for one in records.values() if not any("." in field for field in one.point)]
+    for line in lines.itertuples():
+        (alone,) = [
+            one
+            for one in records.values()
+            if {field.split(".", 1)[1] for field in one.point if field.startswith("node_weights")}
+            == {layer for layer in layers if f"{layer}.".startswith(f"{line.layer}.")}
+        ]
+        assert line.lost == base.top1 - alone.top1
+        assert line.saved_bytes == base.costs["constant_bytes"] - alone.costs["constant_bytes"]
+    said = re.search(r"mixed precision within 2 points: (.*)\n(\S+) % \(.*; id (\w+)\n", ran.output)
+    assert said is not None
+    mixed = records[said[3]]
+    assert base.top1 - mixed.top1 <= 2
+    assert f"{mixed.top1:.2f}" == said[2]
+    assert mixed.costs["constant_bytes"] < base.costs["constant_bytes"]
+    narrowed_blocks = {part.split()[0] for part in said[1].split(", ")}
+    assert narrowed_blocks == {
+        line.layer
+        for line in lines.itertuples()
+        if any(f"{field}.".startswith(f"node_weights.{line.layer}.") for field in mixed.point)
+    }
+    picked = CliRunner().invoke(cli, ["explore", *bench_options, "--pick", mixed.key])
+    assert picked.exit_code == 0, picked.output
+    images, labels = load_test_set().head(100)
+    program = load_program(folder / "picked" / mixed.key / "program.safetensors")
+    assert mixed.top1 == 100 * (Executor(program).predict(images).argmax(axis=1) == labels).mean()
 
 
 def test_operands_of_the_attention() -> None:
