@@ -1,11 +1,14 @@
 """Exploration: spaces, sweeps that resume, fronts, and what the differences are worth."""
 
 import errno
+import json
 import math
 import os
 import re
 import signal
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -70,12 +73,47 @@ def test_spaces_from_text() -> None:
         (["weight_bit=4"], "there is no field 'weight_bit' of a recipe; did you mean weight_bits"),
         (["hidden_bit=4"], "did you mean hidden_bits"),
         (["recipe=ptq4vitt"], "recipe: there is no 'ptq4vitt'; did you mean ptq4vit"),
+        (["range=minmx"], r"range=minmx: there is no range observer 'minmx'; did you mean minmax\?"),
+        (["range=minmax,q"], "range=q: there is no range observer 'q'; choose one of minmax, ema, percentile"),
+        (
+            ["attention=lis,list", "recipe=fq-vit,adalog"],
+            "attention=list: attention quantizer must be one of auto",
+        ),
+        (["point.geluu=uniform:6"], r"point.geluu: no point has the role 'geluu'; did you mean gelu\?"),
+        (["weights.hiden=6"], r"weights.hiden: no point has the role 'hiden'; did you mean hidden\?"),
+        (["point.gelu=twin-gelu:6 unifrom:6"], r"quantizer 'unifrom:6': there is no 'unifrom'; did you mean uniform\?"),
         (["weight_bits=4", "weight_bits=8"], "the field weight_bits is given twice"),
     ],
 )
 def test_spaces_that_are_refused(settings: list[str], said: str) -> None:
     with pytest.raises(HwsimError, match=said):
         parse_space(settings)
+
+
+def test_words_that_one_of_the_recipes_takes() -> None:
+    assert len(parse_space(["attention=auto,log2", "recipe=fq-vit,adalog"])) == 4
+    assert len(parse_space(["iterations=100", "reconstruct=none,brecq", "block_inputs=float", "recipe=adalog"])) == 2
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        (
+            "node.blocks.0.mlp.gleu=uniform:4",
+            r"embedded has no point 'blocks.0.mlp.gleu'; did you mean blocks.0.mlp.gelu",
+        ),
+        ("node_weights.hed=4", r"embedded has no linear layer 'hed'; did you mean head\?"),
+        (
+            "node_weights.blocks.0.mlp.gelu=4",
+            "embedded has no linear layer 'blocks.0.mlp.gelu'; did you mean blocks.0.mlp",
+        ),
+        ("node.nothing=uniform:4", "embedded has no point 'nothing'; `hwsim audit` lists its points"),
+    ],
+)
+def test_nodes_that_a_network_does_not_have(setting: str, said: str) -> None:
+    with pytest.raises(HwsimError, match=said):
+        parse_space([setting]).check(load_network("embedded"))
+    parse_space(["node.blocks.0.mlp.gelu=uniform:4", "node_weights.head=4"]).check(load_network("embedded"))
 
 
 def test_fields_that_a_recipe_does_not_have_make_no_points() -> None:
@@ -552,16 +590,104 @@ def test_layers_and_blocks_of_a_network() -> None:
     assert recipe.nodes == {"blocks.0.mlp.gelu": Uniform(3)}
 
 
+def test_a_killed_exploration_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = ["explore", "--images", "8", "--on-images", "20", "--vary", "weight_bits=4,6,8"]
+    points = tmp_path / "build" / "explore" / "points"
+    paths = os.pathsep.join([str(Path(__file__).parent.parent), os.environ.get("PYTHONPATH", "")])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "hwsim", *command],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": paths},
+    )
+    while not list(points.glob("*.json")):
+        assert process.poll() is None, process.communicate()[1].decode()
+        time.sleep(0.002)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL
+    kept = {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in points.glob("*.json")}
+    assert 1 <= len(kept) < 3 and not list(points.parent.glob("embedded.*"))
+
+    measured: list[str] = []
+    prepare = Bench.prepare
+
+    def counted(self: Bench, recipe: Any) -> Any:
+        measured.append(recipe.name)
+        return prepare(self, recipe)
+
+    monkeypatch.setattr(Bench, "prepare", counted)
+    ran = CliRunner().invoke(cli, command)
+    assert ran.exit_code == 0, ran.output
+    assert len(measured) == 3 - len(kept)
+    assert {path: (path.stat().st_mtime_ns, path.read_bytes()) for path in kept} == kept
+    found = pd.read_parquet(points.parent / "embedded.parquet")
+    assert found.weight_bits.tolist() == [4, 6, 8] and (found.error == "").all()
+    # The figures of the points that were kept are those of a run that nobody killed.
+    again = tmp_path / "again"
+    ran = CliRunner().invoke(cli, [*command, "--output", str(again)])
+    assert ran.exit_code == 0, ran.output
+    whole = pd.read_parquet(again / "embedded.parquet")
+    assert whole.drop(columns="seconds").equals(found.drop(columns="seconds"))
+
+
+def test_the_sensitivity_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    bench_options = ["--images", "8", "--on-images", "100"]
+    options = [*bench_options, "--by", "block", "--widths", "4"]
+    ran = CliRunner().invoke(cli, ["sensitivity", *options, "--budget", "2"])
+    assert ran.exit_code == 0, ran.output
+    folder = tmp_path / "build" / "explore"
+    lines = pd.read_csv(folder / "embedded-sensitivity.csv")
+    assert lines.layer.tolist() == ["patch_embed.proj", *(f"blocks.{i}" for i in range(6)), "head"]
+    assert (lines.bits == 4).all() and (lines.saved_bytes > 0).all()
+    assert lines.columns.tolist() == ["layer", "bits", "lost", "significant", "saved_bytes"]
+
+    store = {path.stem: json.loads(path.read_text()) for path in (folder / "points").glob("*.json")}
+    records = {key: Record(**content) for key, content in store.items()}
+    layers = [node.name for node in load_network("embedded").nodes if node.operation == "linear"]
+    (base,) = [one for one in records.values() if not any("." in field for field in one.point)]
+    for line in lines.itertuples():
+        (alone,) = [
+            one
+            for one in records.values()
+            if {field.split(".", 1)[1] for field in one.point if field.startswith("node_weights")}
+            == {layer for layer in layers if f"{layer}.".startswith(f"{line.layer}.")}
+        ]
+        assert line.lost == base.top1 - alone.top1
+        assert line.saved_bytes == base.costs["constant_bytes"] - alone.costs["constant_bytes"]
+    said = re.search(r"mixed precision within 2 points: (.*)\n(\S+) % \(.*; id (\w+)\n", ran.output)
+    assert said is not None
+    mixed = records[said[3]]
+    assert base.top1 - mixed.top1 <= 2
+    assert f"{mixed.top1:.2f}" == said[2]
+    assert mixed.costs["constant_bytes"] < base.costs["constant_bytes"]
+    narrowed_blocks = {part.split()[0] for part in said[1].split(", ")}
+    assert narrowed_blocks == {
+        line.layer
+        for line in lines.itertuples()
+        if any(f"{field}.".startswith(f"node_weights.{line.layer}.") for field in mixed.point)
+    }
+    picked = CliRunner().invoke(cli, ["explore", *bench_options, "--pick", mixed.key])
+    assert picked.exit_code == 0, picked.output
+    images, labels = load_test_set().head(100)
+    program = load_program(folder / "picked" / mixed.key / "program.safetensors")
+    assert mixed.top1 == 100 * (Executor(program).predict(images).argmax(axis=1) == labels).mean()
+
+
 def test_operands_of_the_attention() -> None:
     def operands(network: str, recipe: str) -> list[str]:
         layers = layers_of(load_network(network), recipe_of({"recipe": recipe}), "operand")
-        assert all(layer.weights == () and list(layer.points) == [layer.name] for layer in layers)
+        assert all(layer.weights == () for layer in layers)
+        parts = [name.split(".attn.")[1] for name in layers[0].points]
+        assert parts == (["q", "k", "v"] if recipe == "ptq4vit" else ["qkv"])
         return [
             layer.name.split(".attn.")[1] for layer in layers if ".0.attn" in layer.name and "s.1" not in layer.name
         ]
 
     assert operands("embedded", "fq-vit") == ["qkv", "scores", "softmax"]
-    assert operands("embedded", "ptq4vit") == ["q", "k", "softmax", "v"]  # scores stay in float
+    assert operands("embedded", "ptq4vit") == ["qkv", "softmax"]  # scores stay in float
     assert operands("embedded-swin", "fq-vit") == ["qkv", "biased", "softmax"]
 
 

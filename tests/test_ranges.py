@@ -89,7 +89,7 @@ def test_quantizers_from_text() -> None:
     assert parse_quantizer("twin-gelu:4") == TwinGelu(4)
     assert parse_quantizer("lis") == Log2()
     for text, said in {
-        "unifrm:8": "there is no 'unifrm'; choose one of uniform, pts",
+        "unifrm:8": "there is no 'unifrm'; did you mean uniform",
         "uniform:8,rang=ema": "uniform has no field 'rang'; it has bits, range",
         "uniform:eight": "bits cannot be 'eight'",
         "uniform:8,symmetric=perhaps": "symmetric cannot be 'perhaps'",

@@ -130,10 +130,10 @@ def test_seed_of_the_search() -> None:
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"points_at": ("gleu=uniform:6",)}, "no point has the role 'gleu'; choose one of input, patch"),
+        ({"points_at": ("gleu=uniform:6",)}, "no point has the role 'gleu'; did you mean gelu"),
         ({"weights_at": ("pach=6",)}, "no point has the role 'pach'"),
         ({"points_at": ("gelu",)}, "--point gelu: write PLACE=VALUE"),
-        ({"points_at": ("gelu=unifrm:6",)}, "there is no 'unifrm'; choose one of uniform"),
+        ({"points_at": ("gelu=unifrm:6",)}, "there is no 'unifrm'; did you mean uniform"),
         ({"points_at": ("hidden=float",)}, "point.hidden=float: fq-vit 8/8/4 pts lis has quantizers at input"),
         ({"weights_at": ("patch=six",)}, "weights.patch=six: weights take a number of bits"),
         ({"weights_at": ("patch=17",)}, "weights take 2 to 16 bits, not 17"),

@@ -139,10 +139,13 @@ def explore_command(
 
     # What can be refused at once is, before networks and images are loaded. Finished programs alone need no search.
     costs = [cost.strip() for cost in against.split(",") if cost.strip()]
-    search = None
+    space = search = None
     if pick is None and (settings or not programs):
-        search = proposals(kind, parse_space(settings), count, search_seed, 1 + len(costs))
+        space = parse_space(settings)
+        search = proposals(kind, space, count, search_seed, 1 + len(costs))
     bench = bench_of(options)
+    if space is not None:
+        space.check(bench.graph)
     store = Store(output / "points", bench.setting)
     if pick is not None:
         _pick(bench, store, pick, output / "picked")

@@ -47,8 +47,8 @@ def layers_of(graph: FloatGraph, recipe: Recipe, by: str = "layer") -> list[Laye
     recipe : Recipe
         The base. Points that it leaves in float stay in float.
     by : {"layer", "block", "operand"}
-        An operand is a point that matrix products or softmax read: queries, keys, values (or the projection that they
-        are parts of, where that has one quantizer), scores and attention. It has no weights.
+        An operand is a point that matrix products or softmax read: the projection with queries, keys and values, which
+        have one width, scores and attention. It has no weights.
 
     Raises
     ------
@@ -58,9 +58,10 @@ def layers_of(graph: FloatGraph, recipe: Recipe, by: str = "layer") -> list[Laye
     if by not in ("layer", "block", "operand"):
         raise HwsimError(f"--by must be layer, block or operand, not {by!r}")
     if by == "operand":
-        read = [name for node in graph.nodes if node.operation in _READERS for name in node.inputs]
-        points = {name: quantizer for each in read for name, quantizer in _point(graph, recipe, each).items()}
-        return [Layer(name, (), {name: quantizer}) for name, quantizer in points.items()]
+        operands: dict[str, dict[str, Quantizer]] = {}
+        for read in [name for node in graph.nodes if node.operation in _READERS for name in node.inputs]:
+            operands.setdefault(graph.source(read).name, {}).update(_point(graph, recipe, read))
+        return [Layer(name, (), points) for name, points in operands.items() if points]
     parts = [
         Layer(node.name, (node.name,), _point(graph, recipe, node.inputs[0]))
         for node in graph.nodes

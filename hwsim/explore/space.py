@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from itertools import product
+from itertools import chain, islice, product
 from typing import Any
 
 import numpy as np
 
-from golden.errors import HwsimError
-from hwsim.quantize.parts import PREFIXES, with_parts
+from golden.errors import HwsimError, one_of
+from hwsim.networks.graph import ROLES, FloatGraph
+from hwsim.quantize.parts import PREFIXES, check_nodes, with_parts
+from hwsim.quantize.quantizers import parse_quantizer
 from hwsim.quantize.recipe import Lowering, Recipe
 from hwsim.quantize.recipes import RECIPES
 
@@ -39,7 +40,8 @@ class Space:
     Raises
     ------
     HwsimError
-        No field, a field without values, one that no recipe has, or a value that it cannot take.
+        No field, a field without values, one that no recipe has, a role that there is not, or a word that none of
+        its recipes takes there. Numbers are left to the points.
     """
 
     values: Mapping[str, tuple[Any, ...]]
@@ -49,13 +51,58 @@ class Space:
             raise HwsimError("the search space is empty; name a field and its values, such as weight_bits=4,6,8")
         known = option_fields()
         for name, values in self.values.items():
+            prefix, dot, place = name.partition(".")
             if name == "recipe":
                 _check_values("recipe", values, RECIPES)
-            elif name not in WIDTHS and name not in known and name.partition(".")[0] not in PREFIXES:
+            elif dot and prefix in PREFIXES:
+                if prefix in ("point", "weights") and place not in ROLES:
+                    raise HwsimError(f"{name}: no point has the role {place!r}; {one_of(place, ROLES)}")
+                for value in values:
+                    if prefix in ("point", "node") and value != "float":
+                        parse_quantizer(str(value))
+            elif name not in WIDTHS and name not in known:
                 names = ["recipe", *WIDTHS, *known, *(f"{prefix}." for prefix in PREFIXES)]
-                near = difflib.get_close_matches(name, names, 1, 0.5)
-                advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(names)}"
-                raise HwsimError(f"there is no field {name!r} of a recipe; {advice}")
+                raise HwsimError(f"there is no field {name!r} of a recipe; {one_of(name, names)}")
+        self._check_words()
+
+    def _check_words(self) -> None:
+        """Refuse a word that makes no recipe, neither alone nor beside any of the other words."""
+        words = {
+            name: values
+            for name, values in self.values.items()
+            if "." not in name and not any(isinstance(value, int) and not isinstance(value, bool) for value in values)
+        }
+        for name, values in words.items():
+            for value in values:
+                alone: list[Point] = [
+                    {"recipe": system, name: value} for system in self.values.get("recipe", (DEFAULT_RECIPE,))
+                ]
+                beside = product(*{**words, name: (value,)}.values())
+                refused: HwsimError | None = None
+                for point in chain(alone, (dict(zip(words, choice, strict=True)) for choice in islice(beside, 1000))):
+                    try:
+                        recipe_of(point)
+                    except HwsimError as error:
+                        refused = refused or error
+                    else:
+                        break
+                else:
+                    raise HwsimError(f"{name}={value}: {refused}")
+
+    def check(self, graph: FloatGraph) -> None:
+        """Refuse nodes that a network does not have.
+
+        Raises
+        ------
+        HwsimError
+            Says the nearest name.
+        """
+        fields = [name.partition(".") for name in self.values]
+        check_nodes(
+            graph,
+            [place for prefix, dot, place in fields if dot and prefix == "node"],
+            [place for prefix, dot, place in fields if dot and prefix == "node_weights"],
+        )
 
     def __len__(self) -> int:
         return int(np.prod([len(values) for values in self.values.values()], dtype=object))
@@ -167,6 +214,4 @@ def recipe_of(point: Point) -> Recipe:
 def _check_values(name: str, values: Sequence[Any], known: Mapping[str, Any]) -> None:
     for value in values:
         if value not in known:
-            near = difflib.get_close_matches(str(value), list(known), 1, 0.4)
-            advice = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(known)}"
-            raise HwsimError(f"{name}: there is no {value!r}; {advice}")
+            raise HwsimError(f"{name}: there is no {value!r}; {one_of(value, known)}")

@@ -8,7 +8,6 @@ works on the (not yet rounded) scores, so that the points behind it see its outp
 
 from __future__ import annotations
 
-import difflib
 import math
 import warnings
 from collections.abc import Callable, Mapping
@@ -24,6 +23,7 @@ from hwsim.execute.parallel import batches
 from hwsim.networks.graph import MOVEMENTS, FloatGraph, FloatNode
 from hwsim.networks.interpret import Interpreter, Operation, check_activation
 from hwsim.quantize.lost_rows import warn_of_lost_rows
+from hwsim.quantize.parts import check_nodes
 from hwsim.quantize.q_vit import fit_irm, rectified_parts
 from hwsim.quantize.quantizers.log2 import Log2, Log2Grid
 from hwsim.quantize.quantizers.protocol import Grid, Observer, update_at
@@ -293,12 +293,10 @@ def _warn_of_short_percentiles(graph: FloatGraph, observers: Mapping[str, Observ
 
 def _check_roles(graph: FloatGraph, recipe: Recipe) -> None:
     """Refuse nodes that the network does not have, and combinations of quantizers that none can have."""
-    names = [node.name for node in graph.nodes if node.role]
-    for name in (*recipe.nodes, *recipe.node_weights):
-        if name not in names:
-            near = difflib.get_close_matches(name, names, 1, 0.5)
-            advice = f"did you mean {near[0]}?" if near else "`hwsim audit` lists its points"
-            raise HwsimError(f"recipe {recipe.name}: {graph.name} has no point {name!r}; {advice}")
+    try:
+        check_nodes(graph, recipe.nodes, recipe.node_weights)
+    except HwsimError as error:
+        raise HwsimError(f"recipe {recipe.name}: {error}") from None
     for node in graph.nodes:
         if node.operation == "softmax" and isinstance(recipe.at(node), Log2):
             source = graph.source(node.inputs[0])

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
 
-from golden.errors import HwsimError
+from golden.errors import HwsimError, one_of
+from hwsim.networks.graph import FloatGraph
 from hwsim.quantize.quantizers import parse_quantizer
 from hwsim.quantize.recipe import Lowering, Recipe
 
@@ -15,6 +16,31 @@ from hwsim.quantize.recipe import Lowering, Recipe
 PREFIXES = ("point", "weights", "node", "node_weights")
 # What a part of a role is called when it is that of one node.
 NODE_PREFIX = {"point": "node", "weights": "node_weights"}
+
+
+def check_nodes(graph: FloatGraph, points: Iterable[str], layers: Iterable[str]) -> None:
+    """Refuse names that a network does not have.
+
+    Parameters
+    ----------
+    graph : FloatGraph
+    points, layers : iterable of str
+        Of nodes that have a point, and of linear layers.
+
+    Raises
+    ------
+    HwsimError
+        Says the nearest name.
+    """
+    known = {
+        "point": (points, [node.name for node in graph.nodes if node.role]),
+        "linear layer": (layers, [node.name for node in graph.nodes if node.operation == "linear"]),
+    }
+    for what, (names, there) in known.items():
+        for name in names:
+            if name not in there:
+                advice = one_of(name, there, "`hwsim audit` lists its points")
+                raise HwsimError(f"{graph.name} has no {what} {name!r}; {advice}")
 
 
 def with_parts(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:

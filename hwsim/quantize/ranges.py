@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from golden.errors import HwsimError
+from golden.errors import HwsimError, one_of
 from golden.published.observers import OMSE_STEPS, PERCENTILE, SIGMA
 
 # Of so many values the percentile leaves one out.
@@ -117,7 +117,7 @@ def check_range(name: str) -> None:
         Names the known ones.
     """
     if name not in RANGES:
-        raise HwsimError(f"there is no range observer {name!r}; choose one of {', '.join(RANGES)}")
+        raise HwsimError(f"there is no range observer {name!r}; {one_of(name, RANGES)}")
 
 
 def _upper_quantile(values: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 
-from golden.errors import HwsimError
+from golden.errors import HwsimError, one_of
 from hwsim.networks.graph import ROLES, FloatNode
 from hwsim.quantize.quantizers.adalog import AdaLog
 from hwsim.quantize.quantizers.log2 import Log2
@@ -144,9 +144,7 @@ class Recipe:
     def __post_init__(self) -> None:
         for role in (*self.points, *self.weights_at):
             if role not in ROLES:
-                raise HwsimError(
-                    f"recipe {self.name}: no point has the role {role!r}; choose one of {', '.join(ROLES)}"
-                )
+                raise HwsimError(f"recipe {self.name}: no point has the role {role!r}; {one_of(role, ROLES)}")
 
     @property
     def file_name(self) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from golden.errors import HwsimError
+from golden.errors import HwsimError, one_of
 from hwsim.quantize.quantizers.adalog import AdaLog
 from hwsim.quantize.quantizers.log2 import Log2
 from hwsim.quantize.quantizers.log_sqrt2 import LogSqrt2, ShiftLogSqrt2
@@ -39,7 +39,7 @@ def parse_quantizer(text: str) -> Quantizer:
     """
     name, _, rest = text.partition(":")
     if name not in QUANTIZERS:
-        raise HwsimError(f"quantizer {text!r}: there is no {name!r}; choose one of {', '.join(QUANTIZERS)}")
+        raise HwsimError(f"quantizer {text!r}: there is no {name!r}; {one_of(name, QUANTIZERS)}")
     kind = QUANTIZERS[name]
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     values: dict[str, Any] = {}
