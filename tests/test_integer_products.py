@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 from unit_cases import MAKERS, Case
 
+from golden.adalog import AdaLogMatmulSpec, adalog_tables
+from golden.adalog_linear import AdaLogLinearSpec
 from golden.linear import LinearSpec
 from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec
@@ -109,6 +111,39 @@ def test_every_edge_of_the_tiles(instructions: Instructions) -> None:
             weight = rng.integers(-128, 128, (columns, inputs))
             reference, fast = both(wide_linear(weight, rng.integers(0, 256, (rows, inputs)), 8, shift=8))
             assert np.array_equal(fast, reference)
+
+
+@pytest.mark.parametrize("unit", ["adalog_matmul", "adalog_linear"])
+@pytest.mark.parametrize("code_bits", [7, 8])
+def test_a_zero_symbol_that_no_byte_holds(unit: str, code_bits: int, instructions: Instructions) -> None:
+    """Symbol 256 of 8-bit codes weighs nothing; its low byte would be code 0, which weighs most."""
+    shift, mantissa = adalog_tables(code_bits, 1)
+    fields = {
+        "code_bits": code_bits,
+        # Nothing is cut, so that one integer product makes all of it.
+        "guard_bits": 6,
+        "largest_shift": 63,
+        "requantize": RequantizeSpec(
+            input=IntFormat(32, signed=True), output_bits=8, multiplier_bits=4, shift_bits=6, channels=1
+        ),
+    }
+    constants = {"shift_table": shift, "mantissa_table": mantissa, "multiplier": np.array([9])}
+    constants |= {"shift": np.array([16 + code_bits - 7]), "zero_point": np.array(128)}
+    rng = np.random.default_rng(8)
+    codes = rng.integers(0, 1 << code_bits, (2, 5, 9))
+    codes[rng.random(codes.shape) < 0.5] = 1 << code_bits
+    values = rng.integers(0, 128, (2, 9, 3))
+    case: Case
+    if unit == "adalog_matmul":
+        zero = {"zero_v": np.array(60)}
+        case = AdaLogMatmulSpec(value_bits=7, row_length=9, **fields), constants | zero, (codes, values)
+    else:
+        constants |= {"weight": values[0].T, "zero_weight": np.full(3, 60), "bias": np.arange(3)}
+        spec = AdaLogLinearSpec(input_features=9, output_features=3, weight_bits=7, bias_bits=14, **fields)
+        case = spec, constants, (codes,)
+    reference, fast = both(case)
+    assert len(np.unique(reference)) > 10
+    assert np.array_equal(fast, reference)
 
 
 def test_transposed_and_strided_operands() -> None:
