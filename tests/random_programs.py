@@ -147,7 +147,7 @@ class _Builder:
                 constants | {"bias": np.zeros(fields["output_features"], int)},
             )
         spec = kind(**fields, requantize=loose)
-        sums = _sums(spec, none | constants, codes)
+        sums = sums_of(spec, none | constants, codes)
         if biased:
             low, high = np.quantile(sums, [0.05, 0.95], axis=tuple(range(sums.ndim - 1)))
             # What is left of the middle is for the zero point, which then often lies outside the codes.
@@ -155,14 +155,14 @@ class _Builder:
             constants["bias"] = (left * max(1, (high - low).mean()) - (low + high) / 2).astype(int)
             needed = signed_bits(int(constants["bias"].min()), int(constants["bias"].max()))
             spec = dataclasses.replace(spec, bias_bits=min(widest_bias, needed + self.any(0, 3)))
-            sums = _sums(spec, none | constants, codes)
+            sums = sums_of(spec, none | constants, codes)
         if overflow == "prove":
             width = signed_bits(*spec.bounds(none | constants)) + self.any(0, 2)
         else:
             width = max(2, signed_bits(int(sums.min()), int(sums.max())) - self.one_of(-1, 1, 1, 2, 3, 4))
             narrow = dataclasses.replace(loose, input=IntFormat(width, signed=True))
             spec = dataclasses.replace(spec, overflow=overflow, requantize=narrow)
-            sums = _sums(spec, none | constants, codes)
+            sums = sums_of(spec, none | constants, codes)
         if channels > 1 and not biased:
             sums = sums.swapaxes(-3, -1)
         multiplier_bits, more = self.scale(sums, bits, 60 - width, channels)
@@ -373,7 +373,7 @@ class _Builder:
         return self.product("scores", MatmulSpec, fields, inputs, zeros, bits, heads, self.one_of(*OVERFLOW))
 
 
-def _sums(spec: Any, constants: Arrays, codes: list[np.ndarray]) -> np.ndarray:
+def sums_of(spec: Any, constants: Arrays, codes: list[np.ndarray]) -> np.ndarray:
     """Accumulators of a unit; of one with two, about what they make together."""
     if isinstance(spec, LogSqrt2LinearSpec):
         even, odd = parity_sums(codes[0], centred_weights(constants).T, spec.code_bits, spec.guard_bits)
