@@ -13,7 +13,7 @@ from functools import partial
 
 import numpy as np
 import torch
-from random_programs import ATTENTIONS, HIDDEN, random_program, random_window_program
+from random_programs import global_program, reference_of, window_program
 from unit_cases import MAKERS, Case
 from unit_cases_more import MORE_MAKERS
 
@@ -56,17 +56,6 @@ def unit_differences(device: torch.device, seeds: Iterable[int], units: Iterable
                 yield f"{unit}, seed {seed}"
 
 
-def global_program(seed: int) -> Program:
-    """Of every attention, and of every hidden layer."""
-    hidden = HIDDEN[(seed + seed // len(ATTENTIONS)) % len(HIDDEN)]
-    return random_program(seed, ATTENTIONS[seed % len(ATTENTIONS)], hidden)
-
-
-def window_program(seed: int) -> Program:
-    """Of every attention."""
-    return random_window_program(seed, ATTENTIONS[seed % len(ATTENTIONS)])
-
-
 def program_differences(
     device: torch.device, seeds: Iterable[int], make: Callable[[int], Program] = global_program
 ) -> Iterator[str]:
@@ -74,8 +63,8 @@ def program_differences(
     for seed in seeds:
         program = make(seed)
         seen = f"seed {seed}, {program.recipe}"
-        images = np.random.default_rng(seed).integers(0, 256, (3, *program.image_size), dtype=np.uint8)
-        logits, expected = Executor(program, "reference").run(images, keep=None)
+        images, expected = reference_of(program, seed)
+        logits = expected[program.nodes[-1].name].reshape(len(images), -1)
         machine = CudaMachine(program, device)
         alone, found = machine.run(images, None)
         yield from (f"{seen}: {name}" for name in expected if not same(expected[name], found[name]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from fractions import Fraction
 from typing import Any
 
@@ -38,14 +39,60 @@ def test_kernel_equals_reference(unit: str, seed: int) -> None:
     assert np.array_equal(fast, reference)
 
 
+# Widths that some of the random units of a kind must have at least.
+_PRODUCT = {"requantize.output_bits": 11, "requantize.multiplier_bits": 21}
+_LINEAR = {"input_bits": 11, "weight_bits": 9, "bias_fraction_bits": 4, **_PRODUCT}
+_SOFTMAX = {"score_bits": 14, "fraction_bits": 25, "polynomial_bits": 18}
+WIDE: dict[str, dict[str, int]] = {
+    "linear": _LINEAR,
+    "asymmetric_linear": _LINEAR,
+    "twin_linear": _LINEAR,
+    "adalog_linear": {"code_bits": 8, "weight_bits": 9, **_PRODUCT},
+    "log_sqrt2_linear": {"code_bits": 8, "weight_bits": 9, **_PRODUCT},
+    "matmul": {"a_bits": 18, "b_bits": 9, **_PRODUCT},
+    "log2_matmul": {"code_bits": 5, "value_bits": 11, "requantize.output_bits": 11},
+    "adalog_matmul": {"code_bits": 8, "value_bits": 9, **_PRODUCT},
+    "log_sqrt2_matmul": {"code_bits": 8, "value_bits": 9, **_PRODUCT},
+    "twin_matmul": {"code_bits": 8, "value_bits": 9, **_PRODUCT},
+    "adalog_quantize": {"code_bits": 8, "input_bits": 18},
+    "twin_quantize": {"code_bits": 8, "probability_bits": 18},
+    "lookup": {"input_bits": 11, "output_bits": 11},
+    "add": {"a_bits": 11, "b_bits": 11, "output_bits": 11, "multiplier_bits": 21},
+    "log_softmax": _SOFTMAX,
+    "softmax": {"probability_bits": 17, **_SOFTMAX},
+    "layernorm": {
+        "input_bits": 9,
+        "output_bits": 11,
+        "alpha_bits": 3,
+        "mantissa_bits": 17,
+        "gamma_bits": 13,
+        "beta_bits": 21,
+    },
+}
+
+
+def test_units_are_wide_and_give_different_codes() -> None:
+    """Units of one code, or of usual widths alone, would leave most of a kernel out."""
+    for unit, make in MAKERS.items():
+        cases = [make(np.random.default_rng(seed)) for seed in range(40)]
+        different = [
+            len(np.unique(spec.compute(spec.check_constants(constants), *inputs))) > 3
+            for spec, constants, inputs in cases
+        ]
+        assert np.mean(different) >= 0.4, unit
+        for field, least in WIDE.get(unit, {}).items():
+            assert max(operator.attrgetter(field)(spec) for spec, *_ in cases) >= least, (unit, field)
+    assert {name.split()[0] for name in MAKERS} == set(WIDE)
+
+
 @pytest.mark.parametrize("unit", ["linear", "lookup", "add", "layernorm", "log_softmax"])
 def test_comparison_sees_one_changed_constant(unit: str) -> None:
     """A kernel built from constants with one bit flipped must not pass the comparison on some case."""
     field, flip = {
         "linear": ("weight", 1),
         "lookup": ("table", 1),
-        "add": ("multiplier_a", 1 << 14),
-        "layernorm": ("beta", 1 << 8),
+        "add": ("multiplier_a", 1),
+        "layernorm": ("beta", 1),
         "log_softmax": ("x0", 1),
     }[unit]
     differs = 0

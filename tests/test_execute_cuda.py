@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
+from random_programs import INTERPRETER_SEEDS
 from unit_cases import MAKERS
 from unit_cases_more import MORE_MAKERS
 
@@ -46,12 +47,19 @@ needs_triton = pytest.mark.skipif(
 
 @needs_triton
 @pytest.mark.parametrize(
-    ("what", "seeds"), [("units", (0, 2)), ("programs", (40, 45)), ("windows", (40, 45)), ("corners", (0, 1))]
+    ("what", "seeds"),
+    [
+        ("units", range(2)),
+        ("programs", INTERPRETER_SEEDS),
+        ("windows", INTERPRETER_SEEDS),
+        ("corners", range(1)),
+    ],
+    ids=["units", "programs", "windows", "corners"],
 )
-def test_kernels_in_the_interpreter_give_the_codes_of_the_reference(what: str, seeds: tuple[int, int]) -> None:
+def test_kernels_in_the_interpreter_give_the_codes_of_the_reference(what: str, seeds: range) -> None:
     environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": f"{TESTS}{os.pathsep}{TESTS.parent}"}
     result = subprocess.run(
-        [sys.executable, str(TESTS / "cuda_comparison.py"), what, *map(str, seeds)],
+        [sys.executable, str(TESTS / "cuda_comparison.py"), what, str(seeds.start), str(seeds.stop)],
         env=environment, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert result.returncode == 0, result.stdout + result.stderr[-2000:]

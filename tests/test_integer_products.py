@@ -2,21 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from fractions import Fraction
+from typing import Any
 
 import numba
 import numpy as np
 import pytest
+from random_programs import ATTENTIONS, hidden_of, random_program, random_window_program, reference_of
 from unit_cases import MAKERS, Case
 
+from golden.adalog import AdaLogMatmulSpec, adalog_tables
+from golden.adalog_linear import AdaLogLinearSpec
 from golden.linear import LinearSpec
 from golden.matmul import MatmulSpec
 from golden.requantize import RequantizeSpec
 from golden.spec import IntFormat
-from hwsim.execute import integer_gemm, integer_products, product_kernels
+from hwsim.execute import Executor, integer_gemm, integer_products, product_kernels
 from hwsim.execute.integer_gemm import INSTRUCTIONS, Instructions, available, gemm
+from hwsim.program import Program
 
-UNITS = ("linear", "linear wrapping", "matmul", "matmul wrapping", "log2_matmul", "twin_matmul", "twin_linear")
+# By integer products where their sums have 32 bits.
+INTEGER_UNITS = (
+    "linear",
+    "linear wrapping",
+    "asymmetric_linear",
+    "asymmetric_linear wrapping",
+    "twin_linear",
+    "twin_linear wrapping",
+    "adalog_linear",
+    "matmul",
+    "matmul wrapping",
+    "log2_matmul",
+    "twin_matmul",
+    "adalog_matmul",
+)
+UNITS = (*INTEGER_UNITS, "log_sqrt2_linear", "log_sqrt2_matmul")
 
 
 @pytest.fixture(params=INSTRUCTIONS, ids=lambda entry: entry.name)
@@ -42,13 +63,42 @@ def both(case: Case) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("unit", UNITS)
-def test_random_units(unit: str, instructions: Instructions) -> None:
+def test_random_units(unit: str, instructions: Instructions, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def counted(make: Callable[..., Any]) -> Callable[..., Any]:
+        def counting(*arguments: Any) -> Any:
+            taken.append(kernel := make(*arguments))
+            return kernel
+
+        return counting
+
+    for name in ("linear", "table_linear", "matmul"):
+        monkeypatch.setattr(integer_products, name, counted(getattr(integer_products, name)))
     cases = [case for case in (MAKERS[unit](np.random.default_rng(seed)) for seed in range(40)) if small_codes(case)]
     assert len(cases) > 15
     for case in cases:
         reference, fast = both(case)
         assert fast.dtype == reference.dtype
         assert np.array_equal(fast, reference)
+    # Enough of them go through the instructions; those of AdaLog's linear layers are of bytes alone.
+    some = unit in INTEGER_UNITS and (instructions.bytes or unit != "adalog_linear")
+    assert sum(kernel is not None for kernel in taken) >= (5 if some else 0)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_random_programs(attention: str, instructions: Instructions) -> None:
+    """Of narrow codes: kernels for wider ones would be compiled for every instruction set."""
+    for seed in range(2):
+        check_every_node(random_program(seed, attention, hidden_of(seed, attention), widest=8), seed)
+    check_every_node(random_window_program(0, attention, widest=8), 0)
+
+
+def check_every_node(program: Program, seed: int) -> None:
+    images, expected = reference_of(program, seed)
+    _, found = Executor(program, "numba").run(images, keep=None)
+    for name, codes in expected.items():
+        assert np.array_equal(found[name], codes), (program.recipe, name)
 
 
 def wide_linear(weight: np.ndarray, codes: np.ndarray, input_bits: int, shift: int = 12) -> Case:
@@ -111,6 +161,39 @@ def test_every_edge_of_the_tiles(instructions: Instructions) -> None:
             assert np.array_equal(fast, reference)
 
 
+@pytest.mark.parametrize("unit", ["adalog_matmul", "adalog_linear"])
+@pytest.mark.parametrize("code_bits", [7, 8])
+def test_a_zero_symbol_that_no_byte_holds(unit: str, code_bits: int, instructions: Instructions) -> None:
+    """Symbol 256 of 8-bit codes weighs nothing; its low byte would be code 0, which weighs most."""
+    shift, mantissa = adalog_tables(code_bits, 1)
+    fields = {
+        "code_bits": code_bits,
+        # Nothing is cut, so that one integer product makes all of it.
+        "guard_bits": 6,
+        "largest_shift": 63,
+        "requantize": RequantizeSpec(
+            input=IntFormat(32, signed=True), output_bits=8, multiplier_bits=4, shift_bits=6, channels=1
+        ),
+    }
+    constants = {"shift_table": shift, "mantissa_table": mantissa, "multiplier": np.array([9])}
+    constants |= {"shift": np.array([16 + code_bits - 7]), "zero_point": np.array(128)}
+    rng = np.random.default_rng(8)
+    codes = rng.integers(0, 1 << code_bits, (2, 5, 9))
+    codes[rng.random(codes.shape) < 0.5] = 1 << code_bits
+    values = rng.integers(0, 128, (2, 9, 3))
+    case: Case
+    if unit == "adalog_matmul":
+        zero = {"zero_v": np.array(60)}
+        case = AdaLogMatmulSpec(value_bits=7, row_length=9, **fields), constants | zero, (codes, values)
+    else:
+        constants |= {"weight": values[0].T, "zero_weight": np.full(3, 60), "bias": np.arange(3)}
+        spec = AdaLogLinearSpec(input_features=9, output_features=3, weight_bits=7, bias_bits=14, **fields)
+        case = spec, constants, (codes,)
+    reference, fast = both(case)
+    assert len(np.unique(reference)) > 10
+    assert np.array_equal(fast, reference)
+
+
 def test_transposed_and_strided_operands() -> None:
     """Heads are views of a joint projection; keys are transposed views of it."""
     rng = np.random.default_rng(1)
@@ -144,6 +227,14 @@ def test_a_processor_without_these_instructions(unit: str, monkeypatch: pytest.M
     for seed in range(10):
         reference, fast = both(MAKERS[unit](np.random.default_rng(seed)))
         assert np.array_equal(fast, reference)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_programs_on_a_processor_without_these_instructions(attention: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integer_products, "available", list)
+    for seed in range(5):
+        check_every_node(random_program(seed, attention, hidden_of(seed, attention)), seed)
+    check_every_node(random_window_program(0, attention), 0)
 
 
 def test_instructions_follow_the_processor_that_numba_compiles_for(monkeypatch: pytest.MonkeyPatch) -> None:

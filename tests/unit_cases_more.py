@@ -150,6 +150,7 @@ def layernorm_of_heads(rng: np.random.Generator) -> Case:
         "zero_in": np.array(rng.integers(0, 1 << bits)),
         "alpha": np.zeros(spec.channels, np.int64),
         "gamma": rng.integers(-512, 512, spec.channels),
+        "beta": rng.integers(-(1 << 15), 1 << 15, spec.channels),
         "fraction_bits": np.array(rng.integers(0, 8)),
     }
     return wide, constants, (_codes(rng, bits, 2, 3, 5, spec.channels),)

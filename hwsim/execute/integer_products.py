@@ -31,6 +31,8 @@ _SUM = IntFormat(32, signed=True)
 _BYTE = IntFormat(8, signed=True)
 _WORD = IntFormat(16, signed=True)
 _NO_PLANES = np.empty(0, np.uint8)
+# The zero symbol behind 256 codes of 8 bits takes a ninth bit.
+_BYTE_CODES = 256
 
 
 def _holds(format: IntFormat, low: int, high: int) -> bool:
@@ -177,9 +179,12 @@ def table_linear(spec: Any, constants: Constants, weight: np.ndarray, values: np
     digits = base_256(values)
 
     def kernel(codes: np.ndarray) -> np.ndarray:
-        flat = np.ascontiguousarray(codes, np.uint8).reshape(-1)
+        flat = np.ascontiguousarray(codes).reshape(-1)
         planes = empty_codes((len(digits), flat.size // codes.shape[-1], codes.shape[-1]), np.uint8)
-        product.product.decode(flat, digits, planes.reshape(-1), flat.size)
+        if len(values) <= _BYTE_CODES:
+            product.product.decode(flat.astype(np.uint8, copy=False), digits, planes.reshape(-1), flat.size)
+        else:
+            planes[...] = digits[:, flat].reshape(planes.shape)
         return product(planes).reshape(*codes.shape[:-1], -1)
 
     return kernel
@@ -215,7 +220,7 @@ def matmul(
     left : int or ndarray of int64
         Width of the left operand, or what its codes stand for, 0 or more.
     """
-    narrow = right_bits <= 8 and (not isinstance(left, int) or left <= 8)
+    narrow = right_bits <= 8 and (left <= 8 if isinstance(left, int) else len(left) <= _BYTE_CODES)
     narrow = narrow and any(entry.bytes for entry in available())
     if not narrow and (right_bits > 16 or not (left <= 15 if isinstance(left, int) else left.max() <= _WORD.maximum)):
         return None
