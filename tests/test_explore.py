@@ -22,6 +22,8 @@ from plotly.offline import get_plotlyjs
 
 from golden.errors import HwsimError
 from hwsim.cli import cli
+from hwsim.cli.hardware_cost import hardware_modules, hardware_of
+from hwsim.cost.accelerator import Accelerator
 from hwsim.execute import Executor
 from hwsim.explore.bench import Bench
 from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
@@ -35,6 +37,7 @@ from hwsim.networks.load import load_network
 from hwsim.program import load_program
 from hwsim.quantize.quantizers.uniform import Uniform
 from hwsim.shipped import load_shipped
+from rtl.verilog import export
 
 
 def test_spaces_from_text() -> None:
@@ -348,7 +351,7 @@ def test_layers_and_blocks_of_a_network() -> None:
 
 def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["explore", "--images", "16", "--on-images", "50"]
+    options = ["explore", "--images", "16", "--on-images", "50", "--lanes", "2,requantize=4"]
     vary = ["--vary", "weight_bits=4,8", "--vary", "hidden_bits=3,10"]
     runner = CliRunner()
     ran = runner.invoke(cli, [*options, *vary])
@@ -366,8 +369,14 @@ def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.M
     picked = runner.invoke(cli, [*options, "--pick", key])
     assert picked.exit_code == 0, picked.output
     program = load_program(folder / "picked" / key / "program.safetensors")
-    verilog = folder / "picked" / key / "rtl" / "log_softmax" / "log_softmax.v"
-    assert "module log_softmax" in verilog.read_text()
+    # The Verilog is that of the hardware which cycles and cells are computed of, to the last character.
+    costed = hardware_of(program, Accelerator(lanes=2, lanes_of={"requantize": 4}))
+    verilog = {path.stem: path.read_text() for path in (folder / "picked" / key / "rtl").glob("*/*.v")}
+    assert len(costed.requantizers) > 0 and len(verilog) == len(costed.all)
+    for module, unit in zip(hardware_modules(program, costed), costed.all, strict=True):
+        assert unit.unit.lanes == (4 if unit.kind == "requantize" else 2)
+        assert verilog[module.name] == export(unit.unit, module.name)
+        assert {layer.layer for layer in module.layers} == {layer.name for layer in unit.layers}
     images, labels = load_test_set().head(50)
     assert labels is not None
     assert table.top1[0] == 100 * (Executor(program).predict(images).argmax(axis=1) == labels).mean()

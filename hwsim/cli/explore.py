@@ -412,8 +412,8 @@ def _lost(found: Sequence[Loss]) -> str:
 
 def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     """Program and Verilog of a finished point."""
-    from hwsim.cli.hardware import hardware_layers
-    from hwsim.cli.rtl import modules, write_unit
+    from hwsim.cli.hardware_cost import hardware_modules, hardware_of
+    from hwsim.cli.rtl import write_unit
     from hwsim.explore.space import recipe_of
     from hwsim.explore.sweep import PROGRAM
     from hwsim.program import save_program
@@ -434,9 +434,12 @@ def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     save_program(program, folder / "program.safetensors")
     click.echo(f"{record.recipe}: {record.top1:.2f} % of {record.images} images")
     click.echo(f"wrote {folder / 'program.safetensors'}")
-    for module, layers in modules(hardware_layers(program, (), ())).items():
-        write_unit(program, layers, 1, folder / "rtl" / module, module)
-        click.echo(f"wrote {folder / 'rtl' / module}: {len(layers)} layers")
+    assert isinstance(bench.costs, ProgramCosts)
+    # What cycles and cells were computed of: the accelerator's lanes, and the requantizers behind sums too.
+    for module in hardware_modules(program, hardware_of(program, bench.costs.accelerator)):
+        write_unit(program, module.layers, module.lanes, folder / "rtl" / module.name, module.name)
+        served = len({layer.layer for layer in module.layers})
+        click.echo(f"wrote {folder / 'rtl' / module.name}: lanes {module.lanes}, layers {served}")
 
 
 class PointsBar:

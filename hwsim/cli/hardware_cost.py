@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,6 +10,8 @@ from hwsim.cost.accelerator import Accelerator
 from hwsim.cost.cycles import Cycles, UnitCycles, cycles
 from hwsim.cost.operations import input_shapes
 from hwsim.program import Program
+from hwsim.unit_vectors import UnitLayer, requantizer_layers, unit_layers
+from rtl import catalog
 from rtl.allocation import Allocated, Layer, allocate, area, requantizer
 from rtl.synthesis.families import Family
 
@@ -69,6 +71,41 @@ def hardware_of(program: Program, accelerator: Accelerator) -> Hardware:
         tuple(allocate(layers, accelerator.lanes_for)),
         tuple(allocate([layer for layer in behind if layer is not None], accelerator.lanes_for)),
     )
+
+
+@dataclass(frozen=True)
+class Module:
+    """A unit of a program's hardware and all that it is loaded with.
+
+    Attributes
+    ----------
+    name : str
+        The unit's kind, numbered where there are several of it.
+    lanes : int
+    layers : tuple of UnitLayer
+    """
+
+    name: str
+    lanes: int
+    layers: tuple[UnitLayer, ...]
+
+
+def hardware_modules(program: Program, hardware: Hardware) -> list[Module]:
+    """The modules that `hardware_of` counts, in the order of `Hardware.all`."""
+    kinds = [each.kind for each in hardware.all]
+    nodes = {node.name: node for node in program.nodes}
+    makers: list[Callable[..., list[UnitLayer]]] = [unit_layers] * len(hardware.units)
+    makers += [requantizer_layers] * len(hardware.requantizers)
+    modules = []
+    for place, (each, maker) in enumerate(zip(hardware.all, makers, strict=True)):
+        number = f"_{kinds[:place].count(each.kind) + 1}" if kinds.count(each.kind) > 1 else ""
+        own = [nodes[layer.name] for layer in each.layers]
+        loaded = [layer for node in own for layer in maker(node.name, node.spec, node.constants)]
+        # A decoder stands beside some products; it is no unit of its own here.
+        served = tuple(layer for layer in loaded if layer.spec.kind == each.kind)
+        assert {catalog.group_key(layer.spec) for layer in served} == {catalog.group_key(each.unit.spec)}
+        modules.append(Module(each.kind + number, each.unit.lanes, served))
+    return modules
 
 
 def unit_cycles(allocated: Sequence[Allocated]) -> dict[str, UnitCycles]:
