@@ -4,14 +4,17 @@ import errno
 import math
 import os
 import re
+import shlex
 import signal
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -22,7 +25,10 @@ from plotly.offline import get_plotlyjs
 
 from golden.errors import HwsimError
 from hwsim.cli import cli
+from hwsim.cli.calibrate import calibrate_command
+from hwsim.cli.explore import network_arguments, write_results
 from hwsim.cli.hardware_cost import hardware_modules, hardware_of
+from hwsim.cli.source import make_recipe, recipe_arguments, recipe_options
 from hwsim.cost.accelerator import Accelerator
 from hwsim.execute import Executor
 from hwsim.explore.bench import Bench
@@ -30,12 +36,14 @@ from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
 from hwsim.explore.records import Record, Store, pack
 from hwsim.explore.search import at_once, proposals
 from hwsim.explore.sensitivity import Layer, Loss, layers_of, most_within, narrowed, narrowings
-from hwsim.explore.space import Space, parse_space, recipe_of
+from hwsim.explore.space import Space, option_fields, parse_space, recipe_of
 from hwsim.explore.sweep import Job, Local, sweep
+from hwsim.identity import program_digest
 from hwsim.networks.embedded import load_calibration_set, load_test_set
 from hwsim.networks.load import load_network
 from hwsim.program import load_program
 from hwsim.quantize.quantizers.uniform import Uniform
+from hwsim.quantize.recipes import RECIPES
 from hwsim.shipped import load_shipped
 from rtl.verilog import export
 
@@ -250,6 +258,68 @@ def test_the_setting_tells_images_code_and_costs_apart(bench: Bench) -> None:
     assert len({bench.setting, *(other.setting for other in others)}) == 6
     with pytest.raises(HwsimError, match="needs labelled images"):
         replace(bench, evaluation=bench.evaluation._replace(labels=None))
+
+
+class Copied(HTMLParser):
+    """What the buttons of a page copy."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.texts += [value for name, value in attrs if name == "data-copy" and value]
+
+
+FIELDS = {
+    "weight_bits": 6,
+    "hidden_bits": 12,
+    "weights.patch": 7,
+    "node_weights.head": 3,
+    "node_weights.blocks.0.attn.qkv": 5,
+    "point.gelu": "uniform:6,range=ema",
+    "range": "ema",
+    "pts": False,
+}
+
+
+def test_the_page_has_the_command_of_each_recipe(bench: Bench, tmp_path: Path) -> None:
+    fields = FIELDS
+    made = Record("key", fields, "name", pack(np.ones(4, bool)), 4, None, {"cycles": 1.0})
+    others = [replace(made, key=f"other {place}", point=point) for place, point in enumerate(({"program": "x"}, {}))]
+    folder = tmp_path / "a folder"
+    calibrate = ["hwsim", "calibrate", "embedded", "--images", "16"]
+    write_results([made, *others], ["cycles"], bench, folder, calibrate)
+    commands = [text for text in Copied((folder / "embedded.html").read_text()).texts if text.startswith("hwsim ")]
+    assert len(commands) == 2  # a finished program has none
+    ran = CliRunner().invoke(cli, [*shlex.split(commands[0])[1:], "-o", str(tmp_path / "program.safetensors")])
+    assert ran.exit_code == 0, ran.output
+    program, _, _ = bench.prepare(recipe_of(fields))
+    copied = load_program(tmp_path / "program.safetensors")
+    assert copied.recipe == program.recipe == recipe_of(fields).name
+    assert program_digest(copied) == program_digest(program)
+
+
+def test_networks_and_recipes_as_arguments() -> None:
+    values = dict.fromkeys(("checkpoint", "architecture", "random_weights", "data", "images"))
+    options = {**values, "network": "deit_tiny", "seed": 0, "data": Path("a b"), "random_weights": 0}
+    assert network_arguments(options) == ["deit_tiny", "--data", "a b", "--random-weights", "0"]
+    assert recipe_arguments({}) == ["--recipe", "fq-vit", "--bits", "8/8/4"]
+    for point in (
+        FIELDS,
+        {"recipe": "adalog", "gelu": "twin", "search_images": 0, "guard_bits": 9, "node.norm": "float"},
+    ):
+        arguments = recipe_arguments(point)
+        assert arguments is not None
+        parsed = calibrate_command.make_context("calibrate", ["embedded", *arguments]).params
+        names = {option.name for option in recipe_options(click.Command("recipe")).params}
+        assert make_recipe(**{name: value for name, value in parsed.items() if name in names}) == recipe_of(point)
+    # Every option of a recipe has one on the command line, but for alpha; widths that change nothing are refused.
+    for name in option_fields():
+        told = [recipe_arguments({"recipe": system, name: True}) for system in RECIPES if name != "guard_bits"]
+        assert all(arguments is not None for arguments in told) or name == "alpha"
+    assert recipe_arguments({"recipe": "ptq4vit", "alpha": 1}) is recipe_arguments({"guard_bits": 4}) is None
 
 
 @dataclass(frozen=True)

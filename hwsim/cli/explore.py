@@ -21,6 +21,7 @@ from hwsim.cli.source import (
     evaluation_images,
     network_options,
     open_program,
+    recipe_arguments,
     with_options,
 )
 
@@ -202,6 +203,7 @@ def explore_command(
     search = None
     if pick is None and (settings or not programs):
         search = proposals(kind, parse_space(settings), count, search_seed, 1 + len(costs))
+    calibrate = ["hwsim", "calibrate", *network_arguments(options)]
     bench = bench_of(options)
     store = Store(output / "points", bench.setting)
     if pick is not None:
@@ -218,7 +220,17 @@ def explore_command(
             bar.done(records[-1])
         if search is not None:
             records += sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
-    write_results(records, costs, bench, output)
+    write_results(records, costs, bench, output, calibrate)
+
+
+def network_arguments(options: Mapping[str, Any]) -> list[str]:
+    """The `network_options` among the values of a command's options, as they are written."""
+    arguments = [options["network"]]
+    for option in network_options(click.Command("network")).params:
+        value = options[str(option.name)]
+        if isinstance(option, click.Option) and value not in (None, option.default):
+            arguments += [option.opts[0], str(value)]
+    return arguments
 
 
 def bench_of(options: dict[str, Any]) -> Bench:
@@ -265,8 +277,20 @@ def backend_of(ray_address: str | None, device: str) -> Backend:
     return Cluster(ray_address)
 
 
-def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench, output: Path) -> None:
+def write_results(
+    records: Sequence[Record], costs: Sequence[str], bench: Bench, output: Path, calibrate: Sequence[str]
+) -> None:
     """Data frame, fronts, and what to say about them.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    costs : sequence of str
+    bench : Bench
+    output : Path
+        Folder.
+    calibrate : sequence of str
+        The command that calibrates the network, to which a point's recipe is added.
 
     Raises
     ------
@@ -276,6 +300,11 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     from golden.files import write_atomically
     from hwsim.explore.fronts import frame, pareto
     from hwsim.explore.pages import front_page, front_picture
+    from hwsim.explore.sweep import PROGRAM
+
+    def calibrating(record: Record) -> str | None:
+        recipe = None if PROGRAM in record.point else recipe_arguments(record.point)
+        return None if recipe is None else shlex.join([*calibrate, *recipe])
 
     name = bench.graph.name
     failed = [record for record in records if record.error]
@@ -291,7 +320,7 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     command = shlex.join(["hwsim", *sys.argv[1:]])
     title = f"{name}: {len(measured)} recipes on {measured[0].images} images"
     write_atomically(output / f"{name}.png", front_picture(measured, costs, title))
-    write_atomically(output / f"{name}.html", front_page(records, costs, title, command))
+    write_atomically(output / f"{name}.html", front_page(records, costs, title, command, calibrating))
     intervals = found.set_index("id")
     for cost in costs:
         rows = [
