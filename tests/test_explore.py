@@ -7,6 +7,8 @@ import re
 import shlex
 import signal
 import sys
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -31,6 +33,7 @@ from hwsim.cli.hardware_cost import hardware_modules, hardware_of
 from hwsim.cli.source import make_recipe, recipe_arguments, recipe_options
 from hwsim.cost.accelerator import Accelerator
 from hwsim.execute import Executor
+from hwsim.execute.parallel import map_batches, threads_at_most
 from hwsim.explore.bench import Bench
 from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
 from hwsim.explore.records import Record, Store, pack
@@ -322,6 +325,25 @@ def test_networks_and_recipes_as_arguments() -> None:
     assert recipe_arguments({"recipe": "ptq4vit", "alpha": 1}) is recipe_arguments({"guard_bits": 4}) is None
 
 
+def threads() -> int:
+    """How many threads batches run on."""
+
+    def batch(part: slice) -> int:
+        time.sleep(0.05)
+        return threading.get_ident()
+
+    return len(set(map_batches(batch, 8, 1)))
+
+
+def test_batches_run_on_as_many_threads_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert threads() == 4
+    with threads_at_most(2):
+        assert threads() == 2
+    with threads_at_most(16):
+        assert threads() == 4
+
+
 @dataclass(frozen=True)
 class Deadly(Bench):
     """The worker that takes the first point dies, once."""
@@ -338,7 +360,7 @@ class Deadly(Bench):
         import ray
 
         with Path(self.marker).open("a") as file:
-            file.write(f"{device} {len(ray.get_gpu_ids())}\n")
+            file.write(f"{device} {len(ray.get_gpu_ids())} {threads()}\n")
         return super().correct(program, part, device)
 
 
@@ -364,13 +386,15 @@ def test_a_cluster_gives_the_same_and_survives_a_worker(
     deadly = Deadly(bench.graph, bench.calibration, bench.evaluation, code_digest(), marker=str(tmp_path / "died"))
     points = [{"weight_bits": bits} for bits in (4, 8)] + [{"attention": "twin"}]
     local = sweep(replace(bench, code=code_digest()), at_once(points), Store(tmp_path / "a", "s"), Local())
+    monkeypatch.setattr(cluster, "time", None)  # seconds are what the tasks took by their clocks
     there = sweep(deadly, at_once(points), Store(tmp_path / "b", "s"), cluster.Cluster("local"))
-    assert set((tmp_path / "died").read_text().splitlines()) == {"auto 1"}
+    assert set((tmp_path / "died").read_text().splitlines()) == {"auto 1 1"}
     assert there == local
+    assert [record.seconds > 0 for record in there] == [not record.error for record in there]
     (tmp_path / "died").write_text("")
     monkeypatch.setattr(cluster.Cluster, "gpus", 0)
     assert sweep(deadly, at_once(points[:1]), Store(tmp_path / "c", "s"), cluster.Cluster("local")) == local[:1]
-    assert set((tmp_path / "died").read_text().splitlines()) == {"cpu 0"}
+    assert set((tmp_path / "died").read_text().splitlines()) == {"cpu 0 1"}
     jobs = [Job(Record("key", {}), recipe_of({}))]
     (old,) = cluster.Cluster("local").measure(replace(bench, code="older"), jobs)
     assert "has another version of vit-hwsim" in old.error
