@@ -28,7 +28,7 @@ from plotly.offline import get_plotlyjs
 from golden.errors import HwsimError
 from hwsim.cli import cli
 from hwsim.cli.calibrate import calibrate_command
-from hwsim.cli.explore import network_arguments, write_results
+from hwsim.cli.explore import PointsBar, network_arguments, write_results
 from hwsim.cli.hardware_cost import hardware_modules, hardware_of
 from hwsim.cli.source import make_recipe, recipe_arguments, recipe_options
 from hwsim.cost.accelerator import Accelerator
@@ -215,6 +215,25 @@ def test_searches_that_are_refused(tmp_path: Path) -> None:
         run(space, tmp_path, "annealing")
     with pytest.raises(HwsimError, match="--search random: a random search needs --points"):
         run(space, tmp_path, "random")
+
+
+def test_the_bar_counts_what_is_measured() -> None:
+    bar = PointsBar("made", {"known"}.__contains__, expected=5)
+
+    def shown() -> tuple[float, float | None]:
+        return bar.bar.tasks[0].completed, bar.bar.tasks[0].total
+
+    assert shown() == (0, 5)
+    bar.started(2)
+    bar.done(record("known", range(50), 1.0))  # read from the store
+    assert shown() == (0, 4)
+    bar.done(record("new", range(50), 1.0))
+    bar.started(2)
+    assert shown() == (1, 4)
+    bar.started(2)  # one more than was expected
+    assert shown() == (1, 5)
+    bar.done(replace(record("broken", (), 1.0), error="why"))
+    assert shown() == (2, 5)
 
 
 def record(key: str, right: Sequence[int], cost: float) -> Record:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -213,7 +213,8 @@ def explore_command(
     opened = {name: open_program(Path(name)) for name in programs}
     backend = backend_of(ray_address, device)
     records = []
-    with PointsBar(bench.graph.name) as bar:
+    expected = len(opened) + count if count and kind == "nsga2" and search is not None else 0
+    with PointsBar(bench.graph.name, stored(store), expected) as bar:
         bar.started(len(opened))
         for name, program in opened.items():
             records.append(measure_program(bench, store, name, program, device))
@@ -221,6 +222,11 @@ def explore_command(
         if search is not None:
             records += sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
     write_results(records, costs, bench, output, calibrate)
+
+
+def stored(store: Store) -> Callable[[str], bool]:
+    """Which points are in a store now, by their keys."""
+    return {path.stem for path in store.folder.glob("*.json")}.__contains__
 
 
 def network_arguments(options: Mapping[str, Any]) -> list[str]:
@@ -387,7 +393,7 @@ def sensitivity_command(
     layers = layers_of(bench.graph, by)
     keys = [(layer.name, width) for layer in layers for width in chosen]
     points = [base, *(narrowed(base, layer, width) for layer in layers for width in chosen)]
-    with PointsBar(bench.graph.name) as bar:
+    with PointsBar(bench.graph.name, stored(store)) as bar:
         backend = backend_of(ray_address, device)
         first, *others = sweep(bench, at_once(points), store, backend, started=bar.started, progress=bar.done)
         if first.error:
@@ -472,9 +478,20 @@ def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
 
 
 class PointsBar:
-    """Progress of a sweep on standard error: points done, time left, the last one's accuracy."""
+    """Progress of a sweep on standard error: points measured, time left, the last one's accuracy.
 
-    def __init__(self, label: str) -> None:
+    Points that were read from the store are no work: they leave the total instead of counting as done.
+
+    Parameters
+    ----------
+    label : str
+    known : callable
+        Is the record of this key in the store before the sweep?
+    expected : int
+        Points that the sweep will come to where its batches do not tell at once, as those of a search do not.
+    """
+
+    def __init__(self, label: str, known: Callable[[str], bool], expected: int = 0) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
@@ -491,8 +508,10 @@ class PointsBar:
             disable=not console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task(f"exploring {label}", total=0, last="")
-        self.total = 0
+        self.known = known
+        self.total = self.expected = expected
+        self.seen = 0
+        self.task = self.bar.add_task(f"exploring {label}", total=self.total, last="")
 
     def __enter__(self) -> PointsBar:
         self.bar.start()
@@ -502,11 +521,16 @@ class PointsBar:
         self.bar.stop()
 
     def started(self, count: int) -> None:
-        """So many points more."""
-        self.total += count
+        """So many points more, of those that were expected first."""
+        self.seen += count
+        self.total += max(0, self.seen - max(self.expected, self.seen - count))
         self.bar.update(self.task, total=self.total)
 
     def done(self, record: Record) -> None:
         """One point is finished."""
         last = "failed" if record.error else f"{record.recipe}: {record.top1:.2f} %"
-        self.bar.update(self.task, advance=1, last=last)
+        if self.known(record.key):
+            self.total -= 1
+            self.bar.update(self.task, total=self.total, last=last)
+        else:
+            self.bar.update(self.task, advance=1, last=last)
