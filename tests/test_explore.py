@@ -28,7 +28,7 @@ from plotly.offline import get_plotlyjs
 from golden.errors import HwsimError
 from hwsim.cli import cli
 from hwsim.cli.calibrate import calibrate_command
-from hwsim.cli.explore import PointsBar, network_arguments, write_results
+from hwsim.cli.explore import PointsBar, default_costs, network_arguments, writable, write_results
 from hwsim.cli.hardware_cost import hardware_modules, hardware_of
 from hwsim.cli.source import make_recipe, recipe_arguments, recipe_options
 from hwsim.cost.accelerator import Accelerator
@@ -44,10 +44,13 @@ from hwsim.explore.sweep import Job, Local, sweep
 from hwsim.identity import program_digest
 from hwsim.networks.embedded import load_calibration_set, load_test_set
 from hwsim.networks.load import load_network
-from hwsim.program import load_program
+from hwsim.program import load_program, save_program
 from hwsim.quantize.quantizers.uniform import Uniform
 from hwsim.quantize.recipes import RECIPES
 from hwsim.shipped import load_shipped
+from rtl import fpga_tools
+from rtl.synthesis.families import family
+from rtl.synthesis.flow import count_cells
 from rtl.verilog import export
 
 
@@ -280,6 +283,54 @@ def test_the_setting_tells_images_code_and_costs_apart(bench: Bench) -> None:
     assert len({bench.setting, *(other.setting for other in others)}) == 6
     with pytest.raises(HwsimError, match="needs labelled images"):
         replace(bench, evaluation=bench.evaluation._replace(labels=None))
+
+
+def test_area_is_that_of_the_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of a lookup and a requantizer; a second run asks Yosys nothing."""
+    monkeypatch.chdir(tmp_path)
+    shipped = load_shipped("embedded-q-vit-2")
+    image, patches, *_, take, _, head = shipped.nodes
+    take = replace(take, spec=replace(take.spec, bits=8), inputs=(patches.name,))  # type: ignore[type-var]
+    head = replace(
+        head,
+        spec=replace(head.spec, input_features=16),  # type: ignore[type-var]
+        inputs=(take.name,),
+        constants={**head.constants, "weight": head.constants["weight"][:, :16]},
+    )
+    save_program(replace(shipped, nodes=(image, patches, take, head)), tmp_path / "tiny.safetensors")
+    options = ["explore", "--images", "4", "--on-images", "20", "--lanes", "1", "--program", "tiny.safetensors"]
+    options += ["--area", "--against", "xilinx_lut"]
+    ran = CliRunner().invoke(cli, options)
+    assert ran.exit_code == 0, ran.output
+    units = hardware_of(load_program(tmp_path / "tiny.safetensors"), Accelerator(lanes=1)).all
+    assert [unit.kind for unit in units] == ["lookup", "requantize"]
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("Yosys was run")
+
+    monkeypatch.setattr(fpga_tools, "run", refuse)
+    folder = tmp_path / "build" / "explore"
+    cells = [count_cells(unit.unit, family("xilinx"), folder=tmp_path / "build/synth/points") for unit in units]
+    measured = pd.read_parquet(folder / "embedded.parquet")
+    for name in family("xilinx").resources:
+        assert measured[f"xilinx_{name.lower()}"].tolist() == [sum(each[name] for each in cells)]
+    assert measured.xilinx_lut[0] > 0
+    for path in (folder / "points").glob("*.json"):
+        path.unlink()  # the point is measured again, its cells are known
+    ran = CliRunner().invoke(cli, options[:-2])
+    assert ran.exit_code == 0, ran.output
+    assert "front against xilinx lut" in ran.output  # by default too
+    again = pd.read_parquet(folder / "embedded.parquet")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), measured.drop(columns="seconds"))
+
+
+def test_costs_by_default_and_where_a_worker_keeps_cells(tmp_path: Path) -> None:
+    assert default_costs(None) == ["constant_bytes", "cycles"]
+    assert [default_costs(name)[-1] for name in ("xilinx", "ecp5", "ice40")] == ["xilinx_lut", "ecp5_comb", "ice40_lc"]
+    assert writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    (tmp_path / "file").touch()
+    own = writable(tmp_path / "file" / "below")  # as on a machine where the driver's folder cannot be
+    assert own.is_dir() and own == writable(tmp_path / "file") and tmp_path not in own.parents
 
 
 class Copied(HTMLParser):

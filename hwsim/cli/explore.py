@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -107,10 +110,25 @@ class ProgramCosts:
         costs: dict[str, float] = dict(zip(COST_NAMES, figures, strict=True))
         if self.family is not None:
             target = families.family(self.family)
-            found = program_area(hardware_of(program, self.accelerator), target, self.folder)
+            found = program_area(hardware_of(program, self.accelerator), target, writable(self.folder))
             for name in target.resources:
                 costs[f"{self.family}_{name.lower()}"] = sum(each.cells[name] for each in found)
         return costs
+
+
+@lru_cache(maxsize=1)
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Of this process, and gone with it."""
+    return tempfile.TemporaryDirectory(prefix="hwsim-cells-")
+
+
+def writable(folder: Path) -> Path:
+    """The folder, or one of this process where it cannot be written: a worker may be on another machine."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(_own_folder().name)
+    return folder if os.access(folder, os.W_OK | os.X_OK) else Path(_own_folder().name)
 
 
 def make_bench(
@@ -170,9 +188,8 @@ def make_bench(
 @click.option("--search-seed", default=0, show_default=True, type=int, help="Of random and nsga2.")
 @click.option(
     "--against",
-    default=",".join(COSTS),
-    show_default=True,
-    help="Costs that fronts are drawn against and that nsga2 makes small.",
+    help="Costs that fronts are drawn against and that nsga2 makes small.  "
+    f"[default: {','.join(COSTS)}, and with --area the LUTs]",
 )
 @click.option("--pick", metavar="ID", help="Write the program and the Verilog of a finished point.")
 def explore_command(
@@ -181,7 +198,7 @@ def explore_command(
     kind: str,
     count: int | None,
     search_seed: int,
-    against: str,
+    against: str | None,
     pick: str | None,
     device: str,
     ray_address: str | None,
@@ -199,7 +216,9 @@ def explore_command(
     from hwsim.explore.sweep import TOP1, measure_program, sweep
 
     # What can be refused at once is, before networks and images are loaded. Finished programs alone need no search.
-    costs = [cost.strip() for cost in against.split(",") if cost.strip()]
+    costs = default_costs(options["family"] if options["area"] else None)
+    if against is not None:
+        costs = [cost.strip() for cost in against.split(",") if cost.strip()]
     search = None
     if pick is None and (settings or not programs):
         search = proposals(kind, parse_space(settings), count, search_seed, 1 + len(costs))
@@ -237,6 +256,22 @@ def network_arguments(options: Mapping[str, Any]) -> list[str]:
         if isinstance(option, click.Option) and value not in (None, option.default):
             arguments += [option.opts[0], str(value)]
     return arguments
+
+
+def default_costs(family: str | None) -> list[str]:
+    """What fronts are drawn against unless others are named; with a family its LUTs (or what it calls them) too.
+
+    Raises
+    ------
+    HwsimError
+        An unknown family.
+    """
+    from rtl.synthesis import families
+
+    if family is None:
+        return list(COSTS)
+    # Every family names its logic first: LUT, COMB, LC.
+    return [*COSTS, f"{family}_{families.family(family).resources[0].lower()}"]
 
 
 def bench_of(options: dict[str, Any]) -> Bench:
