@@ -4,12 +4,17 @@ import errno
 import math
 import os
 import re
+import secrets
 import shlex
 import signal
+import socket
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -52,6 +57,14 @@ from rtl import fpga_tools
 from rtl.synthesis.families import family
 from rtl.synthesis.flow import count_cells
 from rtl.verilog import export
+
+# Of processes that must find this package where the tests do, and of a Ray cluster of their own.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parent.parent),
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 
 
 def test_spaces_from_text() -> None:
@@ -468,6 +481,62 @@ def test_a_cluster_gives_the_same_and_survives_a_worker(
     jobs = [Job(Record("key", {}), recipe_of({}))]
     (old,) = cluster.Cluster("local").measure(replace(bench, code="older"), jobs)
     assert "has another version of vit-hwsim" in old.error
+
+
+@pytest.fixture
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+    """Address and process of a head node of two CPUs, as `ray start` makes it."""
+    pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
+    psutil = pytest.importorskip("psutil")
+    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray wants short paths
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        command = ["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
+        command += ["--num-cpus", "2", "--num-gpus", "0", "--include-dashboard", "false", "--temp-dir", folder]
+        program = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; main()"
+        with (tmp_path_factory.mktemp("ray") / "log").open("w+") as log:
+            head = psutil.Popen([sys.executable, "-c", program, *command[1:]], stdout=log, stderr=log, env=ENVIRONMENT)
+            try:
+                for _ in range(600):
+                    log.seek(0)
+                    if "Ray runtime started" in (said := log.read()):
+                        break
+                    assert head.poll() is None, said
+                    time.sleep(0.1)
+                yield f"127.0.0.1:{port}", head
+            finally:
+                started = [head, *head.children(recursive=True)] if head.is_running() else []
+                for process in started:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(started, timeout=10)
+
+
+def test_the_command_on_a_cluster_that_loses_a_worker(tmp_path: Path, ray_head: tuple[str, Any]) -> None:
+    """The command joins a cluster by its address; the process of a shard is killed from outside."""
+    address, head = ray_head
+    command = [sys.executable, "-m", "hwsim", "explore", "--images", "8", "--on-images", "300", "--vary"]
+    command += ["weight_bits=4", "--against", "constant_bytes", "-o"]
+    there = subprocess.Popen(
+        [*command, "there", "--ray", address], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    killed = 0
+    while there.poll() is None:
+        for process in head.children(recursive=True):
+            with suppress(Exception):  # it may end meanwhile
+                if not killed and "ray::correct" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed = process.pid
+        time.sleep(0.02)
+    said, _ = there.communicate()
+    assert there.returncode == 0, said
+    assert killed
+    subprocess.run([*command, "here"], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+    frames = [
+        pd.read_parquet(tmp_path / name / "embedded.parquet").drop(columns="seconds") for name in ("there", "here")
+    ]
+    pd.testing.assert_frame_equal(*frames)
 
 
 def loss(layer: str, bits: int, lost: float, saved: float) -> Loss:
