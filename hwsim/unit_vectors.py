@@ -76,6 +76,18 @@ def unit_layers(layer: str, spec: Any, constants: Constants) -> list[UnitLayer]:
     return found
 
 
+def requantizer_layers(layer: str, spec: Any, constants: Constants) -> list[UnitLayer]:
+    """What the requantizer behind the sums of a layer is loaded with, head by head; empty where there is none."""
+    if getattr(spec, "requantize", None) is None:
+        return []
+    found = []
+    for head in range(_heads_of(spec)):
+        one, own = one_head(spec, constants, head) if _heads_of(spec) > 1 else (spec, constants)
+        loaded = {name: own[name] for name in one.requantize.constants}
+        found.append(UnitLayer(_name(layer, spec, head), layer, one.requantize, loaded))
+    return found
+
+
 def _heads_of(spec: Any) -> int:
     """Heads with a grid of their own; of products alone, as other specs have heads too."""
     return int(spec.heads) if hasattr(spec, "heads") and hasattr(spec, "requantize") else 1

@@ -5,16 +5,24 @@ import json
 import math
 import os
 import re
+import secrets
+import shlex
 import signal
+import socket
 import subprocess
 import sys
+import tempfile
+import threading
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from fractions import Fraction
+from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import click
 import numpy as np
 import pandas as pd
 import pytest
@@ -26,26 +34,42 @@ from plotly.offline import get_plotlyjs
 
 from golden.errors import HwsimError
 from hwsim.cli import cli, hardware_cost
-from hwsim.cli.explore import make_bench, write_results
-from hwsim.cli.hardware_cost import ProgramCosts
+from hwsim.cli.calibrate import calibrate_command
+from hwsim.cli.explore import PointsBar, default_costs, make_bench, network_arguments, write_results
+from hwsim.cli.hardware_cost import ProgramCosts, hardware_modules, hardware_of, writable
+from hwsim.cli.source import make_recipe, recipe_arguments, recipe_options
 from hwsim.cost.accelerator import Accelerator
 from hwsim.execute import Executor
+from hwsim.execute.parallel import map_batches, threads_at_most
 from hwsim.explore.bench import Bench
 from hwsim.explore.fronts import frame, on_front, pareto, same_accuracy, wilson
 from hwsim.explore.records import Record, Store, loss_of, pack
 from hwsim.explore.search import at_once, proposals
 from hwsim.explore.sensitivity import Layer, Loss, layers_of, most_within, narrowed, narrowings
-from hwsim.explore.space import Space, parse_space, recipe_of
+from hwsim.explore.space import Space, option_fields, parse_space, recipe_of
 from hwsim.explore.sweep import Job, Local, measure_program, sweep
+from hwsim.identity import program_digest
 from hwsim.networks.embedded import load_calibration_set, load_test_set
 from hwsim.networks.load import load_network
-from hwsim.program import load_program
+from hwsim.program import load_program, save_program
 from hwsim.quantize.quantizers import parse_quantizer, quantizer_text
 from hwsim.quantize.quantizers.shift_adalog import ShiftAdaLog
 from hwsim.quantize.quantizers.twin import TwinGelu
 from hwsim.quantize.quantizers.uniform import Uniform
 from hwsim.quantize.recipes import RECIPES
 from hwsim.shipped import load_shipped
+from rtl import fpga_tools
+from rtl.synthesis.families import family
+from rtl.synthesis.flow import count_cells
+from rtl.verilog import export
+
+# Of processes that must find this package where the tests do, and of a Ray cluster of their own.
+ENVIRONMENT = {
+    **os.environ,
+    "PYTHONPATH": str(Path(__file__).parent.parent),
+    "RAY_AUTH_MODE": "token",
+    "RAY_AUTH_TOKEN": secrets.token_hex(32),
+}
 
 
 def test_spaces_from_text() -> None:
@@ -356,6 +380,25 @@ def test_searches_that_are_refused(tmp_path: Path) -> None:
         run(space, tmp_path, "random")
 
 
+def test_the_bar_counts_what_is_measured() -> None:
+    bar = PointsBar("made", {"known"}.__contains__, expected=5)
+
+    def shown() -> tuple[float, float | None]:
+        return bar.bar.tasks[0].completed, bar.bar.tasks[0].total
+
+    assert shown() == (0, 5)
+    bar.started(2)
+    bar.done(record("known", range(50), 1.0))  # read from the store
+    assert shown() == (0, 4)
+    bar.done(record("new", range(50), 1.0))
+    bar.started(2)
+    assert shown() == (1, 4)
+    bar.started(2)  # one more than was expected
+    assert shown() == (1, 5)
+    bar.done(replace(record("broken", (), 1.0), error="why"))
+    assert shown() == (2, 5)
+
+
 def record(key: str, right: Sequence[int], cost: float) -> Record:
     bits = np.isin(np.arange(100), right)
     return Record(key, {"weight_bits": 4}, key, pack(bits), 100, None, {"bytes": cost})
@@ -427,7 +470,7 @@ def test_layers_without_hardware_are_named(
         ("alone", [plain, replace(plain, key="twin")], ["xilinx_lut"]),
         ("no cells", [log, plain], ["cycles"]),
     ):
-        write_results(records, against, priced, tmp_path)
+        write_results(records, against, priced, tmp_path, ["hwsim", "calibrate", "embedded"])
         said[name] = capsys.readouterr().err
     assert said["alone"] == said["no cells"] == ""
     assert said["mixed"].startswith("warning: xilinx_lut of these points do not compare: layers without a unit")
@@ -492,6 +535,135 @@ def test_points_are_measured_again_after_a_change_of_code(
     assert path.exists() and (key() != before) == other
 
 
+def test_area_is_that_of_the_units(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program of a lookup and a requantizer; a second run asks Yosys nothing."""
+    monkeypatch.chdir(tmp_path)
+    shipped = load_shipped("embedded-q-vit-2")
+    image, patches, *_, take, _, head = shipped.nodes
+    take = replace(take, spec=replace(take.spec, bits=8), inputs=(patches.name,))  # type: ignore[type-var]
+    head = replace(
+        head,
+        spec=replace(head.spec, input_features=16),  # type: ignore[type-var]
+        inputs=(take.name,),
+        constants={**head.constants, "weight": head.constants["weight"][:, :16]},
+    )
+    save_program(replace(shipped, nodes=(image, patches, take, head)), tmp_path / "tiny.safetensors")
+    options = ["explore", "--images", "4", "--on-images", "20", "--lanes", "1", "--program", "tiny.safetensors"]
+    options += ["--area", "--against", "xilinx_lut"]
+    ran = CliRunner().invoke(cli, options)
+    assert ran.exit_code == 0, ran.output
+    units = hardware_of(load_program(tmp_path / "tiny.safetensors"), Accelerator(lanes=1)).all
+    assert [unit.kind for unit in units] == ["lookup", "requantize"]
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("Yosys was run")
+
+    monkeypatch.setattr(fpga_tools, "run", refuse)
+    folder = tmp_path / "build" / "explore"
+    cells = [count_cells(unit.unit, family("xilinx"), folder=tmp_path / "build/synth/points") for unit in units]
+    measured = pd.read_parquet(folder / "embedded.parquet")
+    for name in family("xilinx").resources:
+        assert measured[f"xilinx_{name.lower()}"].tolist() == [sum(each[name] for each in cells)]
+    assert measured.xilinx_lut[0] > 0
+    for path in (folder / "points").glob("*.json"):
+        path.unlink()  # the point is measured again, its cells are known
+    ran = CliRunner().invoke(cli, options[:-2])
+    assert ran.exit_code == 0, ran.output
+    assert "front against xilinx lut" in ran.output  # by default too
+    again = pd.read_parquet(folder / "embedded.parquet")
+    pd.testing.assert_frame_equal(again.drop(columns="seconds"), measured.drop(columns="seconds"))
+
+
+def test_costs_by_default_and_where_a_worker_keeps_cells(tmp_path: Path) -> None:
+    assert default_costs(None) == ["constant_bytes", "cycles"]
+    assert [default_costs(name)[-1] for name in ("xilinx", "ecp5", "ice40")] == ["xilinx_lut", "ecp5_comb", "ice40_lc"]
+    assert writable(tmp_path / "a" / "b") == tmp_path / "a" / "b"
+    (tmp_path / "file").touch()
+    own = writable(tmp_path / "file" / "below")  # as on a machine where the driver's folder cannot be
+    assert own.is_dir() and own == writable(tmp_path / "file") and tmp_path not in own.parents
+
+
+class Copied(HTMLParser):
+    """What the buttons of a page copy."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.texts: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.texts += [value for name, value in attrs if name == "data-copy" and value]
+
+
+FIELDS = {
+    "weight_bits": 6,
+    "hidden_bits": 12,
+    "weights.patch": 7,
+    "node_weights.head": 3,
+    "node_weights.blocks.0.attn.qkv": 5,
+    "point.gelu": "uniform:6,range=ema",
+    "range": "ema",
+    "pts": False,
+}
+
+
+def test_the_page_has_the_command_of_each_recipe(bench: Bench, tmp_path: Path) -> None:
+    fields = FIELDS
+    made = Record("key", fields, "name", pack(np.ones(4, bool)), 4, None, {"cycles": 1.0})
+    others = [replace(made, key=f"other {place}", point=point) for place, point in enumerate(({"program": "x"}, {}))]
+    folder = tmp_path / "a folder"
+    calibrate = ["hwsim", "calibrate", "embedded", "--images", "16"]
+    write_results([made, *others], ["cycles"], bench, folder, calibrate)
+    commands = [text for text in Copied((folder / "embedded.html").read_text()).texts if text.startswith("hwsim ")]
+    assert len(commands) == 2  # a finished program has none
+    ran = CliRunner().invoke(cli, [*shlex.split(commands[0])[1:], "-o", str(tmp_path / "program.safetensors")])
+    assert ran.exit_code == 0, ran.output
+    program, _, _ = bench.prepare(recipe_of(fields))
+    copied = load_program(tmp_path / "program.safetensors")
+    assert copied.recipe == program.recipe == recipe_of(fields).name
+    assert program_digest(copied) == program_digest(program)
+
+
+def test_networks_and_recipes_as_arguments() -> None:
+    values = dict.fromkeys(("checkpoint", "architecture", "random_weights", "data", "images"))
+    options = {**values, "network": "deit_tiny", "seed": 0, "data": Path("a b"), "random_weights": 0}
+    assert network_arguments(options) == ["deit_tiny", "--data", "a b", "--random-weights", "0"]
+    assert recipe_arguments({}) == ["--recipe", "fq-vit", "--bits", "8/8/4"]
+    for point in (
+        FIELDS,
+        {"recipe": "adalog", "gelu": "twin", "search_images": 0, "guard_bits": 9, "node.norm": "float"},
+    ):
+        arguments = recipe_arguments(point)
+        assert arguments is not None
+        parsed = calibrate_command.make_context("calibrate", ["embedded", *arguments]).params
+        names = {option.name for option in recipe_options(click.Command("recipe")).params}
+        assert make_recipe(**{name: value for name, value in parsed.items() if name in names}) == recipe_of(point)
+    # Every option of a recipe has one on the command line, but for alpha; widths that change nothing are refused.
+    for name in option_fields():
+        told = [recipe_arguments({"recipe": system, name: True}) for system in RECIPES if name != "guard_bits"]
+        assert all(arguments is not None for arguments in told) or name == "alpha"
+    assert recipe_arguments({"recipe": "ptq4vit", "alpha": 1}) is recipe_arguments({"guard_bits": 4}) is None
+
+
+def threads() -> int:
+    """How many threads batches run on."""
+
+    def batch(part: slice) -> int:
+        time.sleep(0.05)
+        return threading.get_ident()
+
+    return len(set(map_batches(batch, 8, 1)))
+
+
+def test_batches_run_on_as_many_threads_as_allowed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    assert threads() == 4
+    with threads_at_most(2):
+        assert threads() == 2
+    with threads_at_most(16):
+        assert threads() == 4
+
+
 @dataclass(frozen=True)
 class Deadly(Bench):
     """The worker that takes the first point dies, once."""
@@ -508,7 +680,7 @@ class Deadly(Bench):
         import ray
 
         with Path(self.marker).open("a") as file:
-            file.write(f"{device} {len(ray.get_gpu_ids())}\n")
+            file.write(f"{device} {len(ray.get_gpu_ids())} {threads()}\n")
         return super().correct(program, part, device)
 
 
@@ -534,16 +706,74 @@ def test_a_cluster_gives_the_same_and_survives_a_worker(
     deadly = Deadly(bench.graph, bench.calibration, bench.evaluation, code_digest(), marker=str(tmp_path / "died"))
     points = [{"weight_bits": bits} for bits in (4, 8)] + [{"attention": "twin"}]
     local = sweep(replace(bench, code=code_digest()), at_once(points), Store(tmp_path / "a", "s"), Local())
+    monkeypatch.setattr(cluster, "time", None)  # seconds are what the tasks took by their clocks
     there = sweep(deadly, at_once(points), Store(tmp_path / "b", "s"), cluster.Cluster("local"))
-    assert set((tmp_path / "died").read_text().splitlines()) == {"auto 1"}
+    assert set((tmp_path / "died").read_text().splitlines()) == {"auto 1 1"}
     assert there == local
+    assert [record.seconds > 0 for record in there] == [not record.error for record in there]
     (tmp_path / "died").write_text("")
     monkeypatch.setattr(cluster.Cluster, "gpus", 0)
     assert sweep(deadly, at_once(points[:1]), Store(tmp_path / "c", "s"), cluster.Cluster("local")) == local[:1]
-    assert set((tmp_path / "died").read_text().splitlines()) == {"cpu 0"}
+    assert set((tmp_path / "died").read_text().splitlines()) == {"cpu 0 1"}
     jobs = [Job(Record("key", {}), recipe_of({}))]
     (old,) = cluster.Cluster("local").measure(replace(bench, code="older"), jobs)
     assert "has another version of vit-hwsim" in old.error
+
+
+@pytest.fixture
+def ray_head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, Any]]:
+    """Address and process of a head node of two CPUs, as `ray start` makes it."""
+    pytest.importorskip("ray", reason="Ray is not installed (extra cluster)")
+    psutil = pytest.importorskip("psutil")
+    with socket.socket() as free, tempfile.TemporaryDirectory(prefix="ray") as folder:  # Ray wants short paths
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+        free.close()
+        command = ["ray", "start", "--head", "--block", "--node-ip-address", "127.0.0.1", "--port", str(port)]
+        command += ["--num-cpus", "2", "--num-gpus", "0", "--include-dashboard", "false", "--temp-dir", folder]
+        program = "import sys; from ray.scripts.scripts import main; sys.argv[0] = 'ray'; main()"
+        with (tmp_path_factory.mktemp("ray") / "log").open("w+") as log:
+            head = psutil.Popen([sys.executable, "-c", program, *command[1:]], stdout=log, stderr=log, env=ENVIRONMENT)
+            try:
+                for _ in range(600):
+                    log.seek(0)
+                    if "Ray runtime started" in (said := log.read()):
+                        break
+                    assert head.poll() is None, said
+                    time.sleep(0.1)
+                yield f"127.0.0.1:{port}", head
+            finally:
+                started = [head, *head.children(recursive=True)] if head.is_running() else []
+                for process in started:
+                    with suppress(psutil.NoSuchProcess):
+                        process.kill()
+                psutil.wait_procs(started, timeout=10)
+
+
+def test_the_command_on_a_cluster_that_loses_a_worker(tmp_path: Path, ray_head: tuple[str, Any]) -> None:
+    """The command joins a cluster by its address; the process of a shard is killed from outside."""
+    address, head = ray_head
+    command = [sys.executable, "-m", "hwsim", "explore", "--images", "8", "--on-images", "300", "--vary"]
+    command += ["weight_bits=4", "--against", "constant_bytes", "-o"]
+    there = subprocess.Popen(
+        [*command, "there", "--ray", address], cwd=tmp_path, env=ENVIRONMENT, stdout=subprocess.PIPE, text=True
+    )
+    killed = 0
+    while there.poll() is None:
+        for process in head.children(recursive=True):
+            with suppress(Exception):  # it may end meanwhile
+                if not killed and "ray::correct" in " ".join(process.cmdline()):
+                    process.kill()
+                    killed = process.pid
+        time.sleep(0.02)
+    said, _ = there.communicate()
+    assert there.returncode == 0, said
+    assert killed
+    subprocess.run([*command, "here"], cwd=tmp_path, env=ENVIRONMENT, check=True, capture_output=True)
+    frames = [
+        pd.read_parquet(tmp_path / name / "embedded.parquet").drop(columns="seconds") for name in ("there", "here")
+    ]
+    pd.testing.assert_frame_equal(*frames)
 
 
 def loss(layer: str, bits: int, lost: float, saved: float) -> Loss:
@@ -743,7 +973,7 @@ def test_quantizers_as_text(text: str) -> None:
 
 def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    options = ["explore", "--images", "16", "--on-images", "50"]
+    options = ["explore", "--images", "16", "--on-images", "50", "--lanes", "2,requantize=4"]
     vary = ["--vary", "weight_bits=4,8", "--vary", "hidden_bits=3,10"]
     runner = CliRunner()
     ran = runner.invoke(cli, [*options, *vary])
@@ -761,8 +991,14 @@ def test_the_command_from_sweep_to_verilog(tmp_path: Path, monkeypatch: pytest.M
     picked = runner.invoke(cli, [*options, "--pick", key])
     assert picked.exit_code == 0, picked.output
     program = load_program(folder / "picked" / key / "program.safetensors")
-    verilog = folder / "picked" / key / "rtl" / "log_softmax" / "log_softmax.v"
-    assert "module log_softmax" in verilog.read_text()
+    # The Verilog is that of the hardware which cycles and cells are computed of, to the last character.
+    costed = hardware_of(program, Accelerator(lanes=2, lanes_of={"requantize": 4}))
+    verilog = {path.stem: path.read_text() for path in (folder / "picked" / key / "rtl").glob("*/*.v")}
+    assert len(costed.requantizers) > 0 and len(verilog) == len(costed.all)
+    for module, unit in zip(hardware_modules(program, costed), costed.all, strict=True):
+        assert unit.unit.lanes == (4 if unit.kind == "requantize" else 2)
+        assert verilog[module.name] == export(unit.unit, module.name)
+        assert {layer.layer for layer in module.layers} == {layer.name for layer in unit.layers}
     images, labels = load_test_set().head(50)
     assert labels is not None
     assert table.top1[0] == 100 * (Executor(program).predict(images).argmax(axis=1) == labels).mean()

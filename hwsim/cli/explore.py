@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from hwsim.cli.source import (
     evaluation_images,
     network_options,
     open_program,
+    recipe_arguments,
     with_options,
 )
 
@@ -109,9 +110,8 @@ def make_bench(
 @click.option("--search-seed", default=0, show_default=True, type=int, help="Of random and nsga2.")
 @click.option(
     "--against",
-    default=",".join(COSTS),
-    show_default=True,
-    help="Costs that fronts are drawn against and that nsga2 makes small (frames_a_second large).",
+    help="Costs that fronts are drawn against and that nsga2 makes small (frames_a_second large).  "
+    f"[default: {','.join(COSTS)}, and with --area the LUTs]",
 )
 @click.option("--pick", metavar="ID", help="Write the program and the Verilog of a finished point.")
 def explore_command(
@@ -120,7 +120,7 @@ def explore_command(
     kind: str,
     count: int | None,
     search_seed: int,
-    against: str,
+    against: str | None,
     pick: str | None,
     device: str,
     ray_address: str | None,
@@ -138,11 +138,14 @@ def explore_command(
     from hwsim.explore.sweep import measure_program, sweep
 
     # What can be refused at once is, before networks and images are loaded. Finished programs alone need no search.
-    costs = [cost.strip() for cost in against.split(",") if cost.strip()]
+    costs = default_costs(options["family"] if options["area"] else None)
+    if against is not None:
+        costs = [cost.strip() for cost in against.split(",") if cost.strip()]
     space = search = None
     if pick is None and (settings or not programs):
         space = parse_space(settings)
         search = proposals(kind, space, count, search_seed, 1 + len(costs))
+    calibrate = ["hwsim", "calibrate", *network_arguments(options)]
     bench = bench_of(options)
     if space is not None:
         space.check(bench.graph)
@@ -154,14 +157,46 @@ def explore_command(
     opened = {name: open_program(Path(name)) for name in programs}
     backend = backend_of(ray_address, device)
     records = []
-    with PointsBar(bench.graph.name) as bar:
+    expected = len(opened) + count if count and kind == "nsga2" and search is not None else 0
+    with PointsBar(bench.graph.name, stored(store), expected) as bar:
         bar.started(len(opened))
         for name, program in opened.items():
             records.append(measure_program(bench, store, name, program, device))
             bar.done(records[-1])
         if search is not None:
             records += sweep(bench, search, store, backend, (TOP1, *costs), bar.started, bar.done)
-    write_results(records, costs, bench, output)
+    write_results(records, costs, bench, output, calibrate)
+
+
+def stored(store: Store) -> Callable[[str], bool]:
+    """Which points are in a store now, by their keys."""
+    return {path.stem for path in store.folder.glob("*.json")}.__contains__
+
+
+def network_arguments(options: Mapping[str, Any]) -> list[str]:
+    """The `network_options` among the values of a command's options, as they are written."""
+    arguments = [options["network"]]
+    for option in network_options(click.Command("network")).params:
+        value = options[str(option.name)]
+        if isinstance(option, click.Option) and value not in (None, option.default):
+            arguments += [option.opts[0], str(value)]
+    return arguments
+
+
+def default_costs(family: str | None) -> list[str]:
+    """What fronts are drawn against unless others are named; with a family its LUTs (or what it calls them) too.
+
+    Raises
+    ------
+    HwsimError
+        An unknown family.
+    """
+    from rtl.synthesis import families
+
+    if family is None:
+        return list(COSTS)
+    # Every family names its logic first: LUT, COMB, LC.
+    return [*COSTS, f"{family}_{families.family(family).resources[0].lower()}"]
 
 
 def bench_of(options: dict[str, Any]) -> Bench:
@@ -210,8 +245,20 @@ def backend_of(ray_address: str | None, device: str) -> Backend:
     return Cluster(ray_address)
 
 
-def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench, output: Path) -> None:
+def write_results(
+    records: Sequence[Record], costs: Sequence[str], bench: Bench, output: Path, calibrate: Sequence[str]
+) -> None:
     """Data frame, fronts, and what to say about them.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    costs : sequence of str
+    bench : Bench
+    output : Path
+        Folder.
+    calibrate : sequence of str
+        The command that calibrates the network, to which a point's recipe is added.
 
     Raises
     ------
@@ -221,6 +268,11 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     from golden.files import write_atomically
     from hwsim.explore.fronts import frame, pareto
     from hwsim.explore.pages import front_page, front_picture
+    from hwsim.explore.sweep import PROGRAM
+
+    def calibrating(record: Record) -> str | None:
+        recipe = None if PROGRAM in record.point else recipe_arguments(record.point)
+        return None if recipe is None else shlex.join([*calibrate, *recipe])
 
     name = bench.graph.name
     failed = [record for record in records if record.error]
@@ -237,7 +289,7 @@ def write_results(records: Sequence[Record], costs: Sequence[str], bench: Bench,
     command = shlex.join(["hwsim", *sys.argv[1:]])
     title = f"{name}: {len(measured)} recipes on {measured[0].images} images"
     write_atomically(output / f"{name}.png", front_picture(measured, costs, title))
-    write_atomically(output / f"{name}.html", front_page(records, costs, title, command))
+    write_atomically(output / f"{name}.html", front_page(records, costs, title, command, calibrating))
     _warn_of_missing_units(measured, costs, bench)
     intervals = found.set_index("id")
     for cost in costs:
@@ -327,7 +379,7 @@ def sensitivity_command(
     layers = layers_of(bench.graph, recipe_of(base), by)
     keys = [(layer.name, width) for layer in layers for width in chosen]
     points = [base, *(narrowed(base, layer, width) for layer in layers for width in chosen)]
-    with PointsBar(bench.graph.name) as bar:
+    with PointsBar(bench.graph.name, stored(store)) as bar:
         backend = backend_of(ray_address, device)
         first, *others = sweep(bench, at_once(points), store, backend, started=bar.started, progress=bar.done)
         if first.error:
@@ -381,8 +433,8 @@ def _lost(found: Sequence[Loss]) -> str:
 
 def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     """Program and Verilog of a finished point."""
-    from hwsim.cli.hardware import hardware_layers
-    from hwsim.cli.rtl import modules, write_unit
+    from hwsim.cli.hardware_cost import ProgramCosts, hardware_modules, hardware_of
+    from hwsim.cli.rtl import write_unit
     from hwsim.explore.space import recipe_of
     from hwsim.explore.sweep import PROGRAM
     from hwsim.program import save_program
@@ -403,15 +455,29 @@ def _pick(bench: Bench, store: Store, key: str, output: Path) -> None:
     save_program(program, folder / "program.safetensors")
     click.echo(f"{record.recipe}: {record.top1:.2f} % of {record.images} images")
     click.echo(f"wrote {folder / 'program.safetensors'}")
-    for module, layers in modules(hardware_layers(program, (), ())).items():
-        write_unit(program, layers, 1, folder / "rtl" / module, module)
-        click.echo(f"wrote {folder / 'rtl' / module}: {len(layers)} layers")
+    assert isinstance(bench.costs, ProgramCosts)
+    # What cycles and cells were computed of: the accelerator's lanes, and the requantizers behind sums too.
+    for module in hardware_modules(program, hardware_of(program, bench.costs.accelerator)):
+        write_unit(program, module.layers, module.lanes, folder / "rtl" / module.name, module.name)
+        served = len({layer.layer for layer in module.layers})
+        click.echo(f"wrote {folder / 'rtl' / module.name}: lanes {module.lanes}, layers {served}")
 
 
 class PointsBar:
-    """Progress of a sweep on standard error: points done, time left, the last one's accuracy."""
+    """Progress of a sweep on standard error: points measured, time left, the last one's accuracy.
 
-    def __init__(self, label: str) -> None:
+    Points that were read from the store are no work: they leave the total instead of counting as done.
+
+    Parameters
+    ----------
+    label : str
+    known : callable
+        Is the record of this key in the store before the sweep?
+    expected : int
+        Points that the sweep will come to where its batches do not tell at once, as those of a search do not.
+    """
+
+    def __init__(self, label: str, known: Callable[[str], bool], expected: int = 0) -> None:
         from rich.console import Console
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
         from rich.progress import TimeRemainingColumn as TimeLeft
@@ -428,8 +494,10 @@ class PointsBar:
             disable=not console.is_terminal,
             transient=True,
         )
-        self.task = self.bar.add_task(f"exploring {label}", total=0, last="")
-        self.total = 0
+        self.known = known
+        self.total = self.expected = expected
+        self.seen = 0
+        self.task = self.bar.add_task(f"exploring {label}", total=self.total, last="")
 
     def __enter__(self) -> PointsBar:
         self.bar.start()
@@ -439,11 +507,16 @@ class PointsBar:
         self.bar.stop()
 
     def started(self, count: int) -> None:
-        """So many points more."""
-        self.total += count
+        """So many points more, of those that were expected first."""
+        self.seen += count
+        self.total += max(0, self.seen - max(self.expected, self.seen - count))
         self.bar.update(self.task, total=self.total)
 
     def done(self, record: Record) -> None:
         """One point is finished."""
         last = "failed" if record.error else f"{record.recipe}: {record.top1:.2f} %"
-        self.bar.update(self.task, advance=1, last=last)
+        if self.known(record.key):
+            self.total -= 1
+            self.bar.update(self.task, total=self.total, last=last)
+        else:
+            self.bar.update(self.task, advance=1, last=last)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from hwsim.cost.accelerator import Accelerator
@@ -14,6 +17,8 @@ from hwsim.cost.report import program_report
 from hwsim.explore.records import WITHOUT_HARDWARE
 from hwsim.identity import code_digest
 from hwsim.program import Program
+from hwsim.unit_vectors import UnitLayer, requantizer_layers, unit_layers
+from rtl import catalog
 from rtl.allocation import Allocated, Layer, allocate, area, requantizer
 from rtl.synthesis import families
 from rtl.synthesis.families import Family
@@ -89,6 +94,41 @@ def hardware_of(program: Program, accelerator: Accelerator) -> Hardware:
     )
 
 
+@dataclass(frozen=True)
+class Module:
+    """A unit of a program's hardware and all that it is loaded with.
+
+    Attributes
+    ----------
+    name : str
+        The unit's kind, numbered where there are several of it.
+    lanes : int
+    layers : tuple of UnitLayer
+    """
+
+    name: str
+    lanes: int
+    layers: tuple[UnitLayer, ...]
+
+
+def hardware_modules(program: Program, hardware: Hardware) -> list[Module]:
+    """The modules that `hardware_of` counts, in the order of `Hardware.all`."""
+    kinds = [each.kind for each in hardware.all]
+    nodes = {node.name: node for node in program.nodes}
+    makers: list[Callable[..., list[UnitLayer]]] = [unit_layers] * len(hardware.units)
+    makers += [requantizer_layers] * len(hardware.requantizers)
+    modules = []
+    for place, (each, maker) in enumerate(zip(hardware.all, makers, strict=True)):
+        number = f"_{kinds[:place].count(each.kind) + 1}" if kinds.count(each.kind) > 1 else ""
+        own = [nodes[layer.name] for layer in each.layers]
+        loaded = [layer for node in own for layer in maker(node.name, node.spec, node.constants)]
+        # A decoder stands beside some products; it is no unit of its own here.
+        served = tuple(layer for layer in loaded if layer.spec.kind == each.kind)
+        assert {catalog.group_key(layer.spec) for layer in served} == {catalog.group_key(each.unit.spec)}
+        modules.append(Module(each.kind + number, each.unit.lanes, served))
+    return modules
+
+
 def unit_cycles(allocated: Sequence[Allocated]) -> dict[str, UnitCycles]:
     """Cycles of every layer of some units, by its name."""
     return {
@@ -120,6 +160,21 @@ def program_area(hardware: Hardware, family: Family, folder: Path) -> list[UnitA
         UnitArea(each.kind, each.unit.lanes, len(each.layers), cells)
         for each, cells in zip(hardware.all, area(hardware.all, family, folder=folder), strict=True)
     ]
+
+
+@lru_cache(maxsize=1)
+def _own_folder() -> tempfile.TemporaryDirectory[str]:
+    """Of this process, and gone with it."""
+    return tempfile.TemporaryDirectory(prefix="hwsim-cells-")
+
+
+def writable(folder: Path) -> Path:
+    """The folder, or one of this process where it cannot be written: a worker may be on another machine."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError:
+        return Path(_own_folder().name)
+    return folder if os.access(folder, os.W_OK | os.X_OK) else Path(_own_folder().name)
 
 
 @dataclass(frozen=True)
@@ -167,7 +222,7 @@ class ProgramCosts:
         costs |= {f"{WITHOUT_HARDWARE}{kind}": float(without[kind]) for kind in sorted(without)}
         if self.family is not None:
             target = families.family(self.family)
-            found = program_area(hardware_of(program, self.accelerator), target, self.folder)
+            found = program_area(hardware_of(program, self.accelerator), target, writable(self.folder))
             for name, resource in zip(self.cells, target.resources, strict=True):
                 costs[name] = sum(each.cells[resource] for each in found)
         return costs

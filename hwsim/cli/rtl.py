@@ -11,8 +11,8 @@ import click
 from golden.errors import HwsimError
 from golden.files import write_atomically
 from hwsim.cli.display import table
-from hwsim.cli.hardware import hardware_layers, program_vectors
-from hwsim.cli.source import BUILD, open_program, program_option
+from hwsim.cli.hardware import hardware_layers
+from hwsim.cli.source import BUILD, evaluation_images, open_program, program_option
 
 if TYPE_CHECKING:
     from hwsim.program import Program
@@ -164,16 +164,25 @@ def _bench_layers(
     """Rows of each layer, spread evenly over the first test image, as the bench plays them."""
     import numpy as np
 
+    from golden.vectors import Accumulating
+    from hwsim.dump import dump_vectors
+    from hwsim.unit_vectors import unit_vectors
+    from rtl.allocation import REQUANTIZE
     from rtl.package import BenchLayer
+    from sim_tests.selftest import requantizer_of
     from sim_tests.stimulus import stimulus
 
     padding = np.random.default_rng(0)
     result = []
+    kind = hardware.spec.kind
     served = {layer.name for layer in layers}
     names = {layer.layer for layer in layers}
     nodes = [node for node in program.nodes if node.name in names]
-    for vectors in program_vectors(program, nodes, [hardware.spec.kind], [0], data):
-        if vectors.layer not in served:
+    images = evaluation_images(program, data, 1 if data is None else None).images
+    for vectors in unit_vectors(dump_vectors(program, images, [0], nodes)):
+        if kind == REQUANTIZE and isinstance(vectors.spec, Accumulating) and vectors.accumulator is not None:
+            vectors = requantizer_of(vectors)  # the one behind these sums
+        if vectors.spec.kind != kind or vectors.layer not in served:
             continue
         play, expected = stimulus(hardware, vectors, padding)
         chosen = np.unique(np.linspace(0, expected.rows - 1, min(rows, expected.rows)).astype(int))

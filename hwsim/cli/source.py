@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 BUILD = Path("build")
+# Before the name of a node that has no dot in it, which would be taken for a role.
+NODE = "node."
 EMBEDDED = "embedded"
 
 
@@ -135,7 +137,7 @@ recipe_options = with_options(
         multiple=True,
         metavar="PLACE=QUANTIZER",
         help="Another quantizer at the points of a role or at one node, such as gelu=uniform:6,range=omse, "
-        "residual=pts:8, blocks.0.mlp.gelu=float.",
+        "residual=pts:8, blocks.0.mlp.gelu=float; node.head is the node of that name.",
     ),
     click.option(
         "--weights-at",
@@ -278,10 +280,53 @@ def make_recipe(
             place, _, value = setting.partition("=")
             if not value:
                 raise HwsimError(f"{option} {setting}: write PLACE=VALUE, such as {example}")
-            parts[f"{NODE_PREFIX[prefix] if '.' in place else prefix}.{place}"] = value
+            name = place.removeprefix(NODE)
+            parts[f"{NODE_PREFIX[prefix] if '.' in place else prefix}.{name}"] = value
     made = with_parts(RECIPES[recipe](**given), {**parts, **values})
     check_guard_bits(made, values)
     return made
+
+
+def recipe_arguments(point: Mapping[str, Any]) -> list[str] | None:
+    """The `recipe_options` that make the recipe of an explored point, or None where there are none for a field.
+
+    Parameters
+    ----------
+    point : mapping of str to value
+        See `hwsim.explore.space`.
+    """
+    import inspect
+
+    from hwsim.explore.space import DEFAULT_RECIPE, WIDTHS, effective, recipe_of
+    from hwsim.quantize.recipe import Lowering
+    from hwsim.quantize.recipes import RECIPES
+
+    point = effective(point)
+    system = point.get("recipe", DEFAULT_RECIPE)
+    usual = str(inspect.signature(RECIPES[system]).parameters["bits"].default).split("/")
+    bits = "/".join(str(point.get(name, width)) for name, width in zip(WIDTHS, usual, strict=True))
+    arguments = ["--recipe", system, "--bits", bits]
+    options = {option.name: option for option in recipe_options(click.Command("recipe")).params}
+    options["seed"] = options.pop("seed_of_search")
+    for name, value in point.items():
+        prefix, dot, place = name.partition(".")
+        if dot:
+            if prefix.startswith("node") and "." not in place:
+                place = NODE + place
+            arguments += ["--point" if prefix in ("point", "node") else "--weights-at", f"{place}={value}"]
+        elif hasattr(Lowering, name):
+            arguments += ["--set", f"{name}={value}"]
+        elif name not in ("recipe", *WIDTHS):
+            if name not in options:
+                return None
+            flags, others = options[name].opts, options[name].secondary_opts
+            arguments += [*(flags if value else others)] if others else [flags[0], str(value)]
+    if "guard_bits" in point:
+        try:
+            check_guard_bits(recipe_of(point), point)
+        except HwsimError:
+            return None  # the command would refuse a width that changes nothing
+    return arguments
 
 
 def read_images(

@@ -8,12 +8,35 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import lru_cache, partial
 from typing import Any, TypeVar
 
 Result = TypeVar("Result")
+
+
+# Threads of `map_batches` at most; None is one a core.
+_most: ContextVar[int | None] = ContextVar("threads of map_batches", default=None)
+
+
+def cores() -> int:
+    """Threads that `map_batches` uses: one a core of the machine, or fewer within `threads_at_most`."""
+    found = os.cpu_count() or 1
+    most = _most.get()
+    return found if most is None else min(found, most)
+
+
+@contextmanager
+def threads_at_most(count: int) -> Iterator[None]:
+    """Within it `map_batches` uses at most so many threads; its results do not depend on how many."""
+    token = _most.set(count)
+    try:
+        yield
+    finally:
+        _most.reset(token)
 
 
 def batches(count: int, size: int) -> list[slice]:
@@ -23,9 +46,8 @@ def batches(count: int, size: int) -> list[slice]:
 
 def even_size(count: int, size: int) -> int:
     """Items a batch, at most `size`, such that the cores get about as many batches each."""
-    cores = os.cpu_count() or 1
-    rounds = -(-count // (size * cores))
-    return -(-count // (rounds * cores))
+    rounds = -(-count // (size * cores()))
+    return -(-count // (rounds * cores()))
 
 
 @lru_cache(maxsize=1)
@@ -57,7 +79,7 @@ def map_batches(
     parts = batches(count, size)
     results = []
     # OpenBLAS has one limit for the process, OpenMP one for each thread.
-    with limit(), ThreadPoolExecutor(os.cpu_count(), initializer=limit) as pool:
+    with limit(), ThreadPoolExecutor(cores(), initializer=limit) as pool:
         for part, result in zip(parts, pool.map(function, parts), strict=True):
             results.append(result)
             if progress is not None:

@@ -11,12 +11,13 @@ import platform
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from golden.errors import HwsimError
-from hwsim.execute.parallel import batches
+from hwsim.execute.parallel import batches, threads_at_most
 from hwsim.explore.bench import Bench
 from hwsim.explore.records import Record
 from hwsim.explore.sweep import Job, failed, finished
@@ -51,15 +52,38 @@ def check_reachable(address: str) -> None:
         socket.create_connection((host, int(port)), timeout=5).close()
 
 
-def prepare(bench: Bench, recipe: Recipe) -> tuple[Program, Mapping[str, float], float | None]:
+def assigned_cpus() -> int:
+    """CPUs that Ray gave this task; the other cores of the machine are for its other tasks."""
+    import ray
+
+    return max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What the task of a recipe gives, see `hwsim.explore.bench.Bench.prepare`, and the seconds that it took."""
+
+    program: Program
+    costs: Mapping[str, float]
+    fake_quant_top1: float | None
+    seconds: float
+
+
+def prepare(bench: Bench, recipe: Recipe) -> Prepared:
     """Task: calibrate and lower."""
+    start = time.perf_counter()
     check_version(bench.code)
-    return bench.prepare(recipe)
+    with threads_at_most(assigned_cpus()):
+        made = bench.prepare(recipe)
+    return Prepared(*made, time.perf_counter() - start)
 
 
-def correct(bench: Bench, program: tuple[Program, Any, Any], first: int, last: int, device: str) -> np.ndarray:
-    """Task: which images of a shard are right."""
-    return bench.correct(program[0], slice(first, last), device)
+def correct(bench: Bench, prepared: Prepared, first: int, last: int, device: str) -> tuple[np.ndarray, float]:
+    """Task: which images of a shard are right, and the seconds that it took."""
+    start = time.perf_counter()
+    with threads_at_most(assigned_cpus()):
+        right = bench.correct(prepared.program, slice(first, last), device)
+    return right, time.perf_counter() - start
 
 
 class Cluster:
@@ -111,9 +135,10 @@ class Cluster:
         correct_task = ray.remote(max_retries=self.retries, **needs)(correct)
         place = ray.put(bench)
         images = len(bench.evaluation.images)
-        # Making a GPU ready takes as long as thousands of images: one shard each.
-        parts = batches(images, max(SHARD, -(-images // self.gpus)) if self.gpus else SHARD)
-        start = time.perf_counter()
+        # Ray ends a process after each task on a GPU, and making a GPU ready takes as long as hundreds of thousands of
+        # images: as few shards as keep all GPUs at work.
+        shards_each = max(1, self.gpus // max(1, len(jobs)))
+        parts = batches(images, max(SHARD, -(-images // shards_each)) if self.gpus else SHARD)
         waiting: dict[Any, tuple[Job, list[Any]]] = {}
         left: dict[str, int] = {}
         for job in jobs:
@@ -127,13 +152,16 @@ class Cluster:
             key = job.record.key
             left[key] -= 1
             if left[key] == 0:
-                yield self._collect(job, tasks, time.perf_counter() - start)
+                yield self._collect(job, tasks)
 
-    def _collect(self, job: Job, tasks: list[Any], seconds: float) -> Record:
+    def _collect(self, job: Job, tasks: list[Any]) -> Record:
         try:
-            program, *shards = self.ray.get(tasks)
+            prepared, *shards = self.ray.get(tasks)
         except self.ray.exceptions.RayTaskError as error:
             return failed(job, error.cause)
         except self.ray.exceptions.RayError as error:
             return failed(job, error)
-        return finished(job, np.concatenate(shards), program[1], program[2], seconds)
+        # What was spent on the point, wherever and whenever: not the time that it waited for others.
+        seconds = prepared.seconds + sum(spent for _, spent in shards)
+        right = np.concatenate([part for part, _ in shards])
+        return finished(job, right, prepared.costs, prepared.fake_quant_top1, seconds)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from hwsim.explore.fronts import pareto, wilson
@@ -56,8 +56,25 @@ def front_picture(records: Sequence[Record], costs: Sequence[str], title: str) -
     return buffer.getvalue()
 
 
-def front_page(records: Sequence[Record], costs: Sequence[str], title: str, command: str) -> str:
-    """All points in an interactive page: hover for the recipe, choose the cost, copy a recipe from the table."""
+def front_page(
+    records: Sequence[Record],
+    costs: Sequence[str],
+    title: str,
+    command: str,
+    recipes: Callable[[Record], str | None] = lambda record: None,
+) -> str:
+    """All points in an interactive page: hover for the recipe, choose the cost, copy from the table.
+
+    Parameters
+    ----------
+    records : sequence of Record
+    costs : sequence of str
+    title : str
+    command : str
+        That made the page.
+    recipes : callable
+        The command that makes the program of a point, to be copied; None where there is none.
+    """
     from jinja2 import Environment, PackageLoader, StrictUndefined
     from plotly.offline import get_plotlyjs
 
@@ -73,6 +90,7 @@ def front_page(records: Sequence[Record], costs: Sequence[str], title: str, comm
         {
             "id": record.key,
             "recipe": record.recipe,
+            "command": recipes(record),
             "point": " ".join(f"{name}={value}" for name, value in record.point.items()),
             "top1": record.top1,
             "interval": wilson(int(record.bits.sum()), record.images),

@@ -43,6 +43,12 @@ def check_nodes(graph: FloatGraph, points: Iterable[str], layers: Iterable[str])
                 raise HwsimError(f"{graph.name} has no {what} {name!r}; {advice}")
 
 
+def _family(field: str) -> int:
+    """Place of a field's family among `PREFIXES`; other fields come last."""
+    prefix = field.partition(".")[0]
+    return PREFIXES.index(prefix) if prefix in PREFIXES else len(PREFIXES)
+
+
 def with_parts(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
     """A recipe with other quantizers or weights at some roles or nodes, or other widths; its name tells them.
 
@@ -64,7 +70,8 @@ def with_parts(recipe: Recipe, parts: Mapping[str, Any]) -> Recipe:
     name = recipe.name
     usual = {field.name: field.default for field in fields(Lowering)}
     widths = {field: value for field, value in parts.items() if field in usual and value is not None}
-    for field, value in parts.items():
+    # In the order of the families, so that the same parts have one name however they were given.
+    for field, value in sorted(parts.items(), key=lambda part: _family(part[0])):
         prefix, dot, place = field.partition(".")
         if not dot or prefix not in PREFIXES:
             continue
