@@ -44,6 +44,7 @@ os.cpu_count = lambda: threads
 import numpy as np
 import torch
 from test_determinism import write_programs
+torch.set_num_threads(threads)
 assert torch.get_num_threads() == threads
 write_programs(np.load(sys.argv[2]), Path(sys.argv[3]))
 """

@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.shared_memory import SharedMemory
 from pathlib import Path
@@ -460,6 +461,15 @@ def test_a_busy_process_is_given_one_more_part_and_no_last_one(
     assert asked == {"reference": 6, "numba": 2}
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Ctrl-C as on a terminal: what runs in the background of a script ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupt_leaves_nothing_behind(small_program: Program, small_images: np.ndarray) -> None:
     """Ctrl-C reaches the processes too, which take no notice; the caller's thread waits for those that feed them."""
     expected = Executor(small_program, "reference").predict(small_images)
@@ -533,6 +543,7 @@ def test_an_oserror_of_the_executor_itself_is_reported(monkeypatch: pytest.Monke
         memory.unlink()
 
 
+@pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_preparation_leaves_no_answer_for_the_next_call(
     small_program: Program, small_images: np.ndarray
 ) -> None:
