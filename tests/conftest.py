@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -14,6 +14,9 @@ from hwsim.program import Program
 from hwsim.quantize.calibrate import Calibration
 from hwsim.quantize.recipe import Recipe
 from hwsim.quantize.search.settings import PairSearch
+
+if TYPE_CHECKING:
+    from hwsim.explore.bench import Bench
 
 SMALL = {
     "img_size": 16,
@@ -145,3 +148,14 @@ def shared_data() -> Path:
     if not folder.is_dir():
         pytest.skip("no real DeiT-Tiny weights and ImageNet images beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="module")
+def bench() -> Bench:
+    """Where exploration measures its points: the embedded network on a few images."""
+    from hwsim.explore.bench import Bench
+    from hwsim.networks.embedded import load_calibration_set, load_test_set
+    from hwsim.networks.load import load_network
+
+    calibration = load_calibration_set().images[:16]
+    return Bench(load_network("embedded"), calibration, load_test_set().head(64), "code")
